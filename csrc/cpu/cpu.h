@@ -1,0 +1,210 @@
+/* The state of one vCPU, shared by interpreter, translator, MMU and local APIC.
+ *
+ * Architectural names follow the Intel SDM. Only the vCPU's own thread touches a Cpu, except for the fields marked
+ * "any thread". Handlers see `rip` already pointing at the next instruction (as the hardware does for relative
+ * branches and calls); a raise rewinds it by cur->len. */
+#ifndef QPY_CPU_CPU_H
+#define QPY_CPU_CPU_H
+
+#include "base/common.h"
+
+typedef struct Cpu Cpu;
+typedef struct Insn Insn;
+
+/* General registers; two pseudo registers make every address form base + index * scale + disp. */
+enum {
+    R_RAX, R_RCX, R_RDX, R_RBX, R_RSP, R_RBP, R_RSI, R_RDI, R_R8, R_R9, R_R10, R_R11, R_R12, R_R13, R_R14, R_R15,
+    R_RIP,  /* the next instruction */
+    R_ZERO, /* always 0: "no base", "no index" */
+    R_COUNT
+};
+
+enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG_COUNT };
+
+/* RFLAGS (SDM vol 1, 3.4.3). The six arithmetic flags live in Cpu.cc, all others in Cpu.flags. */
+enum {
+    FL_CF = 1 << 0, FL_PF = 1 << 2, FL_AF = 1 << 4, FL_ZF = 1 << 6, FL_SF = 1 << 7, FL_TF = 1 << 8, FL_IF = 1 << 9,
+    FL_DF = 1 << 10, FL_OF = 1 << 11, FL_IOPL = 3 << 12, FL_NT = 1 << 14, FL_RF = 1 << 16, FL_VM = 1 << 17,
+    FL_AC = 1 << 18, FL_VIF = 1 << 19, FL_VIP = 1 << 20, FL_ID = 1 << 21,
+    FL_CC = FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF,
+};
+
+enum {
+    CR0_PE = 1 << 0, CR0_MP = 1 << 1, CR0_EM = 1 << 2, CR0_TS = 1 << 3, CR0_ET = 1 << 4, CR0_NE = 1 << 5,
+    CR0_WP = 1 << 16, CR0_AM = 1 << 18, CR0_NW = 1 << 29, CR0_CD = 1 << 30,
+};
+#define CR0_PG 0x80000000u
+enum {
+    CR4_VME = 1 << 0, CR4_PVI = 1 << 1, CR4_TSD = 1 << 2, CR4_DE = 1 << 3, CR4_PSE = 1 << 4, CR4_PAE = 1 << 5,
+    CR4_MCE = 1 << 6, CR4_PGE = 1 << 7, CR4_PCE = 1 << 8, CR4_OSFXSR = 1 << 9, CR4_OSXMMEXCPT = 1 << 10,
+    CR4_UMIP = 1 << 11, CR4_LA57 = 1 << 12, CR4_FSGSBASE = 1 << 16, CR4_PCIDE = 1 << 17, CR4_OSXSAVE = 1 << 18,
+    CR4_SMEP = 1 << 20, CR4_SMAP = 1 << 21, CR4_PKE = 1 << 22,
+};
+enum { EFER_SCE = 1 << 0, EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
+
+enum {
+    EXC_DE = 0, EXC_DB = 1, EXC_NMI = 2, EXC_BP = 3, EXC_OF = 4, EXC_BR = 5, EXC_UD = 6, EXC_NM = 7, EXC_DF = 8,
+    EXC_TS = 10, EXC_NP = 11, EXC_SS = 12, EXC_GP = 13, EXC_PF = 14, EXC_MF = 16, EXC_AC = 17, EXC_MC = 18, EXC_XM = 19,
+};
+
+/* A segment register with its hidden part. rights = bits 8-15 and 20-23 of the descriptor's high dword, shifted right
+ * by 8: type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15. limit is in bytes, granularity applied. */
+typedef struct Segment {
+    u64 base;
+    u32 limit;
+    u16 sel;
+    u16 rights;
+} Segment;
+enum { SR_TYPE = 0xf, SR_ACCESSED = 1, SR_RW = 2, SR_DC = 4, SR_CODE = 8, SR_S = 1 << 4, SR_DPL = 3 << 5, SR_P = 1 << 7,
+       SR_L = 1 << 13, SR_DB = 1 << 14, SR_G = 1 << 15 };
+#define SR_GET_DPL(r) (((r) >> 5) & 3)
+
+typedef struct DescTable {
+    u64 base;
+    u16 limit;
+} DescTable;
+
+/* One software-TLB entry: an access of n bytes at lin hits when lin - tag <= 4096 - n (unsigned), and then lies at host
+ * address lin + delta. An unfilled tag is the page of the neighbouring set, which no address of this set can match. */
+typedef struct TlbEntry {
+    u64 rtag, wtag;
+    i64 delta;
+    u64 meta; /* gpa page | TLBM_*: what the MMU needs to flush or refill this entry */
+} TlbEntry;
+#define TLB_BITS 10
+#define TLB_SIZE (1u << TLB_BITS)
+enum { MMU_KERNEL, MMU_USER, MMU_KERNEL_AC, MMU_MODES }; /* KERNEL_AC: supervisor with SMAP suspended by RFLAGS.AC */
+
+/* What decides how bytes decode and which checks a block needs; part of a block's key (CORE 1). */
+enum {
+    MODE_CS64 = 1 << 0,   /* 64-bit code */
+    MODE_CS32 = 1 << 1,   /* 32-bit default operand and address size (D=1); neither bit: 16-bit */
+    MODE_SS32 = 1 << 2,   /* stack size 32 (B=1); 64-bit code implies 64 */
+    MODE_CPL3 = 1 << 3,   /* CPL is 3 */
+    MODE_CPL0 = 1 << 4,   /* CPL is 0 (neither: 1 or 2) */
+    MODE_FLAT = 1 << 5,   /* CS DS ES SS flat: base 0, limit 4 GiB or 64-bit */
+    MODE_PE = 1 << 6,     /* protected mode */
+    MODE_VM = 1 << 7,     /* virtual-8086 */
+    MODE_LMA = 1 << 8,    /* long mode active (with !CS64: compatibility) */
+    MODE_EM = 1 << 9, MODE_MP = 1 << 10, MODE_TS = 1 << 11,
+    MODE_OSFXSR = 1 << 12, MODE_OSXSAVE = 1 << 13, MODE_AVX = 1 << 14, /* XCR0 enables AVX */
+    MODE_FPUNMASK = 1 << 15, MODE_SSEUNMASK = 1 << 16, /* an FP exception of that class is unmasked */
+    MODE_SMAP_AC = 1 << 17,
+    MODE_STEP = 1 << 18,  /* TF, or an armed breakpoint: one instruction at a time */
+};
+
+/* Cpu.pending, set by any thread, looked at by the run loop between blocks (one load). */
+enum {
+    PEND_KICK = 1 << 0,   /* leave the run loop: safe-point work or a run-state request waits */
+    PEND_EXTINT = 1 << 1, /* the 8259's INTR line is high (and let through by LINT0) */
+    PEND_APIC = 1 << 2,   /* the local APIC has a deliverable interrupt, or its timer must be looked at */
+    PEND_NMI = 1 << 3,
+    PEND_INIT = 1 << 4,
+    PEND_SIPI = 1 << 5,
+    PEND_EXIT = 1 << 6,   /* exit_reason is set: return to Python at the end of this instruction */
+    PEND_DEBUG = 1 << 7,  /* a debug trap is due at the instruction boundary (see debug.h) */
+    PEND_SHADOW = 1 << 8, /* set by the instruction before: STI / MOV SS shadow holds for one instruction */
+};
+
+typedef struct ExcState {
+    u32 vector, error;
+    u64 addr;        /* CR2 for #PF */
+    bool has_error;
+    bool delivering; /* an event is being delivered: a further fault makes #DF or a triple fault */
+    u8 first;        /* the vector being delivered */
+} ExcState;
+
+#define XSAVE_BYTES 1088 /* legacy area + header + AVX component at the standard offset 576 + 256, rounded up to 64 */
+
+typedef struct FpuState {
+    u8 area[XSAVE_BYTES] __attribute__((aligned(64))); /* XSAVE standard format; valid while !live */
+    bool live;          /* guest x87/SSE/AVX registers are in the host's registers now */
+    u16 fop;            /* last x87 opcode, instruction and operand pointers are the guest's, never the host's */
+    u16 fcs, fds;
+    u64 fip, fdp;
+} FpuState;
+
+struct Machine; /* memory/machine.h: guest RAM, flat view, upcalls, clock, BQL; shared by all vCPUs */
+struct Apic;    /* apic/apic.h */
+struct Interp;  /* interp/block.h: decoded-block cache */
+
+struct Cpu {
+    u64 r[R_COUNT];
+    u64 cc;    /* CF PF AF ZF SF OF in RFLAGS layout, no other bit */
+    u64 flags; /* every other RFLAGS bit, bit 1 always set */
+
+    u32 mode;                 /* MODE_*, kept by cpu_update_mode() */
+    volatile u32 pending;     /* PEND_*, any thread (atomic or/and) */
+    const Insn *cur;          /* the instruction being executed */
+    TlbEntry *tlb;            /* tlbs[current mode] */
+    u64 lin_mask;             /* ~0 in 64-bit code, else 4 GiB - 1 */
+    u64 ea_base[6];           /* segment bases as addressing uses them: 0 for ES CS SS DS in 64-bit code */
+    u32 seg_rok, seg_wok;     /* bit s: a read / write through s needs no limit or rights check */
+    u8 cpl;
+    u8 mmu_mode;              /* MMU_* of ordinary data accesses */
+    bool halted;              /* HLT; also wait-for-SIPI */
+    bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
+    u64 icount;               /* instructions retired */
+    void *jmp[5];             /* __builtin_setjmp buffer of the run loop */
+
+    Segment seg[SEG_COUNT];
+    DescTable gdt, idt;
+    u64 cr0, cr2, cr3, cr4, cr8_unused, efer, xcr0;
+    u64 dr[8];
+    ExcState exc;
+    bool nmi_masked;
+    u8 exit_reason;           /* EXIT_* (vcpu/vcpu.h), valid with PEND_EXIT */
+    u64 a20_mask;             /* applied to every guest-physical address */
+
+    /* MSRs (SDM vol 4) */
+    u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;
+    u64 sysenter_cs, sysenter_esp, sysenter_eip;
+    u64 pat, misc_enable, tsc_adjust, tsc_deadline, spec_ctrl;
+    i64 tsc_offset;
+    u64 mtrr_def, mtrr_fixed[11], mtrr_phys[2 * 8];
+    u64 mcg_cap, mcg_status, mcg_ctl, mc_banks[4 * 10];
+    u64 smbase, feature_control;
+    u64 pdpte[4];             /* PAE page-directory pointers, loaded with CR3 */
+    u32 pkru;
+
+    u64 feat[4];              /* bit set of FEAT_* (cpu/model.h), what the guest may use */
+    const struct CpuModel *model;
+    struct CpuidTable *cpuid; /* leaves the guest reads */
+    u32 index;                /* vCPU number; its initial APIC id */
+
+    struct Machine *machine;
+    struct Apic *apic;
+    struct Interp *interp;
+
+    /* counters for `info jit` and tests */
+    u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
+
+    FpuState fpu;
+    TlbEntry tlbs[MMU_MODES][TLB_SIZE] __attribute__((aligned(64)));
+};
+
+INLINE u64 cpu_rflags(const Cpu *c) { return c->flags | c->cc; }
+INLINE void cpu_set_rflags_raw(Cpu *c, u64 v) {
+    c->cc = v & FL_CC;
+    c->flags = (v & ~(u64)FL_CC) | 2;
+}
+INLINE bool cpu_has(const Cpu *c, unsigned feat) { return c->feat[feat >> 6] >> (feat & 63) & 1; }
+INLINE void cpu_pend(Cpu *c, u32 bits) { __atomic_fetch_or(&c->pending, bits, __ATOMIC_SEQ_CST); }
+INLINE void cpu_unpend(Cpu *c, u32 bits) { __atomic_fetch_and(&c->pending, ~bits, __ATOMIC_SEQ_CST); }
+
+/* Recomputes mode, tlb, lin_mask, ea_base, seg_rok/wok, mmu_mode from CR0/CR4/EFER/segments/CPL/RFLAGS/XCR0/DR7.
+ * Call after any change to one of them (cpu/mode.c). */
+void cpu_update_mode(Cpu *c);
+/* Power-on or INIT state (SDM vol 3A table 10-1). INIT keeps FPU, MSRs and caches. */
+void cpu_reset(Cpu *c, bool init);
+
+/* Raising (cpu/exc.c): rewinds rip to the current instruction and jumps to the run loop, which delivers. */
+_Noreturn COLD void exc_raise(Cpu *c, unsigned vector);                /* without error code */
+_Noreturn COLD void exc_raise_err(Cpu *c, unsigned vector, u32 error); /* with error code */
+_Noreturn COLD void exc_raise_pf(Cpu *c, u64 lin, u32 error);
+/* Abandons the current instruction so that it starts again (a REP that was kicked, a decode that met new bytes). */
+_Noreturn COLD void exc_restart(Cpu *c);
+#define exc_gp0(c) exc_raise_err(c, EXC_GP, 0)
+#define exc_ud(c)  exc_raise(c, EXC_UD)
+
+#endif
