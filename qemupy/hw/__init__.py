@@ -1,0 +1,1 @@
+"""The guest side: devices, buses and boards."""

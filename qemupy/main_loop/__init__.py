@@ -1,0 +1,1 @@
+"""Event loop, clocks, timers, the BQL and worker threads."""

@@ -1,0 +1,85 @@
+"""What `-d` logs, in QEMU's categories.
+
+The call sites sit in device handlers, so a switched-off category must cost next to nothing: `enabled` is a plain int,
+and `log_guest_error`/`log_unimp` test one bit and return. Lines go to stderr or the `-D` file, unbuffered by line.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from qemupy.errors import ConfigError
+
+IN_ASM = 1 << 1
+INT = 1 << 4
+EXEC = 1 << 5
+CPU = 1 << 8
+CPU_RESET = 1 << 9
+UNIMP = 1 << 10
+GUEST_ERRORS = 1 << 11
+MMU = 1 << 12
+
+CATEGORIES: dict[str, tuple[int, str]] = {
+    "in_asm": (IN_ASM, "show target assembly code for each compiled TB"),
+    "int": (INT, "show interrupts/exceptions in short format"),
+    "exec": (EXEC, "show trace before each executed TB (lots of logs)"),
+    "cpu": (CPU, "show CPU registers before entering a TB (lots of logs)"),
+    "mmu": (MMU, "log MMU-related activities"),
+    "cpu_reset": (CPU_RESET, "show CPU state before CPU resets"),
+    "unimp": (UNIMP, "log unimplemented functionality"),
+    "guest_errors": (GUEST_ERRORS, "log when the guest OS does something invalid (eg accessing a non-existent register)"),
+}
+
+enabled: int = 0
+_out: TextIO = sys.stderr
+
+
+def parse_categories(text: str) -> int:
+    """The mask for QEMU's `-d item1,item2` syntax; `all` and `none` as in QEMU's monitor."""
+    mask = 0
+    for item in text.split(","):
+        if item == "all":
+            mask |= sum(bit for bit, _ in CATEGORIES.values())
+        elif item in CATEGORIES:
+            mask |= CATEGORIES[item][0]
+        elif item != "none":
+            raise ConfigError(f"Invalid parameter '{item}' for -d (known: {', '.join(CATEGORIES)}, all, none)")
+    return mask
+
+
+def set_mask(mask: int) -> None:
+    global enabled
+    enabled = mask
+
+
+def open_log(path: str | None) -> None:
+    """Send the log to `path`, or back to stderr with None."""
+    global _out
+    if path is None:
+        new: TextIO = sys.stderr
+    else:
+        try:
+            new = open(path, "w", buffering=1, encoding="utf-8", errors="replace")  # noqa: SIM115
+        except OSError as e:
+            raise ConfigError(f"Could not open log file {path}: {e.strerror}") from None
+    old, _out = _out, new
+    if old is not sys.stderr:
+        old.close()
+
+
+def log(category: int, message: str) -> None:
+    if enabled & category:
+        _out.write(message if message.endswith("\n") else message + "\n")
+
+
+def log_guest_error(message: str, *args: object) -> None:
+    """The guest did something a real machine would ignore. `args` are formatted with `%` only when it is logged."""
+    if enabled & GUEST_ERRORS:
+        _out.write((message % args if args else message) + "\n")
+
+
+def log_unimp(message: str, *args: object) -> None:
+    """The guest used a function of a device that we do not model."""
+    if enabled & UNIMP:
+        _out.write((message % args if args else message) + "\n")
