@@ -28,7 +28,7 @@ CATEGORIES: dict[str, tuple[int, str]] = {
     "mmu": (MMU, "log MMU-related activities"),
     "cpu_reset": (CPU_RESET, "show CPU state before CPU resets"),
     "unimp": (UNIMP, "log unimplemented functionality"),
-    "guest_errors": (GUEST_ERRORS, "log when the guest OS does something invalid (eg accessing a non-existent register)"),
+    "guest_errors": (GUEST_ERRORS, "log when the guest OS does something invalid (eg a non-existent register)"),
 }
 
 enabled: int = 0

@@ -106,7 +106,8 @@ class BytesField(Field):
         if not isinstance(value, bytes | bytearray):
             raise StateError(f"{where}: bytes are needed, not {type(value).__name__}")
         if len(value) > self.size or (self.fixed and len(value) != self.size):
-            raise StateError(f"{where}: {len(value)} bytes where {self.size} are {'needed' if self.fixed else 'the limit'}")
+            rule = "needed" if self.fixed else "the limit"
+            raise StateError(f"{where}: {len(value)} bytes where {self.size} are {rule}")
         return bytes(value)
 
     def store(self, owner: Any, value: bytes | bytearray) -> None:

@@ -1,0 +1,104 @@
+"""The Protocol between a disk device and the bytes of its medium.
+
+Requests are asynchronous: a call starts one and returns; `done(error)` is called later from the main loop with the BQL
+held, never from inside the call. `error` is 0 or an errno. Offsets and lengths are bytes; a request beyond the end
+completes with EINVAL. Requests of one backend may complete in any order, as on real hardware with queues; a flush
+covers the writes that completed before it was issued.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Protocol
+
+Completion = Callable[[int], None]
+
+
+class BlockBackend(Protocol):
+    @property
+    def length(self) -> int:
+        """Size of the medium in bytes, 0 when the drive is empty."""
+
+    @property
+    def readonly(self) -> bool: ...
+
+    @property
+    def inserted(self) -> bool:
+        """False for a removable drive without medium."""
+
+    def on_media_change(self, changed: Callable[[], None]) -> None:
+        """`changed` is called after a medium was inserted or ejected from the monitor."""
+
+    def read(self, offset: int, data: bytearray | memoryview, done: Completion) -> None:
+        """Fill `data`; it belongs to the backend until `done`."""
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview, done: Completion) -> None:
+        """`data` must not change until `done`."""
+
+    def flush(self, done: Completion) -> None:
+        """All completed writes are on stable storage when this is done."""
+
+    def discard(self, offset: int, length: int, done: Completion) -> None: ...
+
+
+class MemoryBlock:
+    """A medium in memory, for device tests. Completions wait in `queue` until the test calls `run`."""
+
+    def __init__(self, data: bytes | bytearray, readonly: bool = False) -> None:
+        self.data = bytearray(data)
+        self.readonly = readonly
+        self.inserted = True
+        self.queue: list[tuple[Completion, int]] = []
+        self.fail_next = 0
+        self.flushes = 0
+        self._changed: list[Callable[[], None]] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.data) if self.inserted else 0
+
+    def on_media_change(self, changed: Callable[[], None]) -> None:
+        self._changed.append(changed)
+
+    def change(self, data: bytes | None) -> None:
+        self.inserted = data is not None
+        self.data = bytearray(data or b"")
+        for changed in self._changed:
+            changed()
+
+    def run(self) -> None:
+        """Complete all requests, also those started by completions."""
+        while self.queue:
+            done, error = self.queue.pop(0)
+            done(error)
+
+    def _error(self, offset: int, length: int) -> int:
+        error, self.fail_next = self.fail_next, 0
+        if error:
+            return error
+        if not self.inserted:
+            return errno.ENOMEDIUM
+        return 0 if 0 <= offset <= offset + length <= len(self.data) else errno.EINVAL
+
+    def read(self, offset: int, data: bytearray | memoryview, done: Completion) -> None:
+        error = self._error(offset, len(data))
+        if not error:
+            data[:] = self.data[offset : offset + len(data)]
+        self.queue.append((done, error))
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview, done: Completion) -> None:
+        error = errno.EROFS if self.readonly else self._error(offset, len(data))
+        if not error:
+            self.data[offset : offset + len(data)] = data
+        self.queue.append((done, error))
+
+    def flush(self, done: Completion) -> None:
+        self.flushes += 1
+        self.queue.append((done, self._error(0, 0)))
+
+    def discard(self, offset: int, length: int, done: Completion) -> None:
+        error = self._error(offset, length)
+        if not error:
+            self.data[offset : offset + length] = bytes(length)
+        self.queue.append((done, error))
