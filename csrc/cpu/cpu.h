@@ -145,11 +145,12 @@ struct Cpu {
     bool halted;              /* HLT; also wait-for-SIPI */
     bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
     u64 icount;               /* instructions retired */
+    u32 lookup_gen;           /* bumped whenever a mapping or mode may have changed: RIP -> block shortcuts are stale */
     void *jmp[5];             /* __builtin_setjmp buffer of the run loop */
 
     Segment seg[SEG_COUNT];
     DescTable gdt, idt;
-    u64 cr0, cr2, cr3, cr4, cr8_unused, efer, xcr0;
+    u64 cr0, cr2, cr3, cr4, efer, xcr0;
     u64 dr[8];
     ExcState exc;
     bool nmi_masked;
