@@ -1,0 +1,1 @@
+"""Saved machine state: the stream format and what moves a whole machine through it."""
