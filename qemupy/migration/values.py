@@ -23,7 +23,7 @@ def encode(value: Any) -> bytes:
     return bytes(out)
 
 
-def decode(data: bytes | memoryview, where: str) -> Any:
+def decode(data: bytes | bytearray | memoryview, where: str) -> Any:
     """The value in `data`, which must hold exactly one. StateError names `where`."""
     reader = _Reader(memoryview(data), where)
     value = reader.value(0)
