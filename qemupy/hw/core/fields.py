@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Field:
     """One piece of saved state. `fresh` makes the reset value, `dump`/`check`/`store` carry it to and from a dict."""
 
-    __slots__ = ("name", "since", "keep")
+    __slots__ = ("keep", "name", "since")
 
     def __init__(self, since: int, keep: bool) -> None:
         self.name = ""
@@ -48,7 +48,7 @@ class Field:
 
 
 class IntField(Field):
-    __slots__ = ("bits", "value", "low")
+    __slots__ = ("bits", "low", "value")
 
     def __init__(self, bits: int, value: int, since: int, keep: bool, signed: bool = False) -> None:
         super().__init__(since, keep)
@@ -87,7 +87,7 @@ class BytesField(Field):
     """A bytearray: of exactly `size` bytes (buffer) or of up to `size` bytes (fifo). Its identity never changes,
     so that a device or a view may hold on to it."""
 
-    __slots__ = ("size", "fixed", "fill")
+    __slots__ = ("fill", "fixed", "size")
 
     def __init__(self, size: int, fixed: bool, fill: bytes, since: int, keep: bool) -> None:
         super().__init__(since, keep)

@@ -16,7 +16,7 @@ IrqHandler = Callable[[int, bool], None]
 class IrqLine:
     """`level` is the level last driven, for tests and monitors."""
 
-    __slots__ = ("handler", "n", "level")
+    __slots__ = ("handler", "level", "n")
 
     def __init__(self, handler: IrqHandler, n: int = 0) -> None:
         self.handler, self.n, self.level = handler, n, False

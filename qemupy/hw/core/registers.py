@@ -129,7 +129,7 @@ def _bind(kind: str, function: Callable[..., Any], owner: object, offset: int) -
 class RegisterBank:
     """The bank of one device object. `read`/`write` are what memory maps and port tables call."""
 
-    __slots__ = ("name", "span", "reads", "writes", "read_bursts", "write_bursts")
+    __slots__ = ("name", "read_bursts", "reads", "span", "write_bursts", "writes")
 
     def __init__(self, owner: object, spec: RegisterSpec, name: str) -> None:
         self.name = name
