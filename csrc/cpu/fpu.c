@@ -1,0 +1,133 @@
+/* Loading, saving and initialising the guest's FPU state (Intel SDM vol 1, chapters 8, 10.5 and 13). */
+#include "cpu/fpu.h"
+
+#include <cpuid.h>
+
+static u32 host_components; /* XSAVE components of the guest that this host has; 0: FXSAVE only */
+
+__attribute__((constructor)) static void fpu_host_init(void) {
+    unsigned a, b, ecx = 0, d, lo, hi;
+    __get_cpuid(1, &a, &b, &ecx, &d);
+    if (!(ecx & bit_OSXSAVE)) return;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    host_components = lo & (XCR0_X87 | XCR0_SSE | XCR0_AVX);
+}
+
+void fpu_make_live(Cpu *c) {
+    FpuState *f = &c->fpu;
+    if (f->live) return;
+    __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->host_mxcsr), "=m"(f->host_fcw));
+    if (likely(host_components))
+        __asm__ volatile("xrstor64 %0" : : "m"(f->area), "a"(host_components), "d"(0) : "memory");
+    else
+        __asm__ volatile("fxrstor64 %0" : : "m"(f->area) : "memory");
+    f->live = true;
+}
+
+void fpu_park(Cpu *c) {
+    FpuState *f = &c->fpu;
+    if (!f->live) return;
+    if (likely(host_components)) {
+        __asm__ volatile("xsave64 %0" : "+m"(f->area) : "a"(host_components), "d"(0) : "memory");
+        *fpu_u64(c, XS_BV) = host_components; /* XSAVE has written components in their initial state too */
+        if (host_components & XCR0_AVX) __asm__ volatile(".byte 0xc5, 0xf8, 0x77"); /* vzeroupper */
+    } else {
+        __asm__ volatile("fxsave64 %0" : "=m"(f->area) : : "memory");
+    }
+    __asm__ volatile("fninit\n\tfldcw %1\n\tldmxcsr %0" : : "m"(f->host_mxcsr), "m"(f->host_fcw));
+    f->live = false;
+}
+
+void fpu_fninit(Cpu *c) {
+    *fpu_u16(c, FX_FCW) = FPU_FCW_INIT;
+    *fpu_u16(c, FX_FSW) = 0;
+    *fpu_u16(c, FX_FTW) = 0;
+    c->fpu.fop = c->fpu.fcs = c->fpu.fds = 0;
+    c->fpu.fip = c->fpu.fdp = 0;
+    c->fpu.x87_unmasked = false;
+}
+
+void fpu_reset(Cpu *c) {
+    if (c->fpu.live) fpu_park(c);
+    fpu_zero(c->fpu.area, XSAVE_BYTES);
+    fpu_fninit(c);
+    *fpu_u16(c, FX_FCW) = FPU_FCW_RESET;
+    *fpu_u16(c, FX_FTW) = 0xff; /* every register is a valid zero: full tag word 5555h */
+    *fpu_u32(c, FX_MXCSR) = FPU_MXCSR_INIT;
+    *fpu_u32(c, FX_MXCSR_MASK) = FPU_MXCSR_MASK;
+    *fpu_u64(c, XS_BV) = host_components;
+    fpu_settle(c);
+}
+
+void fpu_settle(Cpu *c) {
+    u16 fcw = *fpu_u16(c, FX_FCW), fsw = *fpu_u16(c, FX_FSW) & (u16) ~(FSW_ES | FSW_B);
+    c->fpu.x87_unmasked = (fcw & FCW_MASKS) != FCW_MASKS;
+    *fpu_u16(c, FX_FSW) = fsw & FSW_EXC & ~fcw ? fsw | FSW_ES | FSW_B : fsw;
+}
+
+/* Tag of one value: 0 valid, 1 zero, 2 special (NaN, infinity, denormal, unsupported). */
+static unsigned tag_of(const u8 *st) {
+    u64 mant = *(const u64 *)st;
+    unsigned exp = *(const u16 *)(st + 8) & 0x7fff;
+    if (exp == 0) return mant ? 2 : 1;
+    return exp != 0x7fff && mant >> 63 ? 0 : 2;
+}
+
+u16 fpu_full_tag(Cpu *c) {
+    unsigned abridged = *fpu_u16(c, FX_FTW), top = *fpu_u16(c, FX_FSW) >> 11 & 7;
+    u16 full = 0;
+    for (unsigned phys = 0; phys < 8; phys++) {
+        unsigned st = (phys - top) & 7;
+        unsigned tag = abridged >> phys & 1 ? tag_of(c->fpu.area + FX_ST + 16 * st) : 3;
+        full |= tag << (2 * phys);
+    }
+    return full;
+}
+
+void fpu_set_full_tag(Cpu *c, u16 tag) {
+    u16 abridged = 0;
+    for (unsigned phys = 0; phys < 8; phys++)
+        if ((tag >> (2 * phys) & 3) != 3) abridged |= 1 << phys;
+    *fpu_u16(c, FX_FTW) = abridged;
+}
+
+void fpu_export(Cpu *c, FpuRegs *r) {
+    const u8 *a = fpu_area(c);
+    r->fcw = *fpu_u16(c, FX_FCW);
+    r->fsw = *fpu_u16(c, FX_FSW);
+    r->ftw = (u8)*fpu_u16(c, FX_FTW);
+    r->mxcsr = *fpu_u32(c, FX_MXCSR);
+    r->fop = c->fpu.fop;
+    r->fcs = c->fpu.fcs;
+    r->fds = c->fpu.fds;
+    r->fip = c->fpu.fip;
+    r->fdp = c->fpu.fdp;
+    for (unsigned i = 0; i < 8; i++) fpu_copy(r->st[i], a + FX_ST + 16 * i, 10);
+    for (unsigned i = 0; i < 16; i++) {
+        fpu_copy(r->ymm[i], a + FX_XMM + 16 * i, 16);
+        fpu_copy(r->ymm[i] + 16, a + XS_YMMH + 16 * i, 16);
+    }
+}
+
+void fpu_import(Cpu *c, const FpuRegs *r) {
+    u8 *a = fpu_area(c);
+    *fpu_u16(c, FX_FCW) = (r->fcw & 0x1f7f) | 0x40;
+    *fpu_u16(c, FX_FSW) = r->fsw;
+    *fpu_u16(c, FX_FTW) = r->ftw;
+    *fpu_u32(c, FX_MXCSR) = r->mxcsr & FPU_MXCSR_MASK;
+    c->fpu.fop = r->fop & 0x7ff;
+    c->fpu.fcs = r->fcs;
+    c->fpu.fds = r->fds;
+    c->fpu.fip = r->fip;
+    c->fpu.fdp = r->fdp;
+    for (unsigned i = 0; i < 8; i++) {
+        fpu_zero(a + FX_ST + 16 * i, 16);
+        fpu_copy(a + FX_ST + 16 * i, r->st[i], 10);
+    }
+    for (unsigned i = 0; i < 16; i++) {
+        fpu_copy(a + FX_XMM + 16 * i, r->ymm[i], 16);
+        fpu_copy(a + XS_YMMH + 16 * i, r->ymm[i] + 16, 16);
+    }
+    *fpu_u64(c, XS_BV) = host_components;
+    fpu_settle(c);
+}
