@@ -1,0 +1,80 @@
+"""The three clocks of QEMU: virtual (guest time, stands while the VM is stopped), realtime, and host wall time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qemupy.main_loop.clock import HeapTimer, Timer, TimerHeap
+
+
+class LoopClock:
+    """A clock whose timers the main loop fires."""
+
+    running = True
+
+    def __init__(self, heap: TimerHeap) -> None:
+        self.heap = heap
+
+    def now(self) -> int:
+        raise NotImplementedError
+
+    def timer(self, callback: Callable[[], None]) -> Timer:
+        return HeapTimer(self.heap, callback)
+
+    def ns_to_next(self) -> int | None:
+        if not self.running:
+            return None
+        deadline = self.heap.next_deadline()
+        return None if deadline is None else deadline - self.now()
+
+
+class RealtimeClock(LoopClock):
+    def now(self) -> int:
+        return time.monotonic_ns()
+
+
+class HostClock(LoopClock):
+    """Wall time since 1970; jumps with the host's."""
+
+    def now(self) -> int:
+        return time.time_ns()
+
+
+class VirtualClock(LoopClock):
+    """Guest time: monotonic host time plus an offset while running, constant while stopped. The core computes the
+    TSC from the same two numbers (`on_change` hands them over), so that all guest time sources agree."""
+
+    def __init__(self, heap: TimerHeap) -> None:
+        super().__init__(heap)
+        self.running = False
+        self._offset = 0
+        self._stopped_at = 0
+        self.on_change: Callable[[bool, int], None] | None = None
+
+    def now(self) -> int:
+        return time.monotonic_ns() + self._offset if self.running else self._stopped_at
+
+    def start(self) -> None:
+        if not self.running:
+            self._offset = self._stopped_at - time.monotonic_ns()
+            self.running = True
+            self._tell()
+
+    def stop(self) -> None:
+        if self.running:
+            self._stopped_at = self.now()
+            self.running = False
+            self._tell()
+
+    def set(self, now: int) -> None:
+        """Put the stopped clock to `now` (loading a saved machine)."""
+        if self.running:
+            raise RuntimeError("the virtual clock is set only while stopped")
+        self._stopped_at = now
+        self._tell()
+
+    def _tell(self) -> None:
+        """`on_change(running, value)`: value is the offset to CLOCK_MONOTONIC, or the time it stands at."""
+        if self.on_change is not None:
+            self.on_change(self.running, self._offset if self.running else self._stopped_at)

@@ -1,0 +1,132 @@
+"""Loop, clocks, timers, posting and workers, on real threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from qemupy.main_loop.clock import ManualClock, Timer
+from qemupy.main_loop.loop import MainLoop
+from qemupy.main_loop.workers import Workers
+
+
+@pytest.fixture
+def loop() -> Iterator[MainLoop]:
+    made = MainLoop()
+    yield made
+    made.close()
+
+
+def test_manual_clock_fires_in_order_at_their_times() -> None:
+    clock, fired = ManualClock(), list[tuple[str, int]]()
+    a = clock.timer(lambda: fired.append(("a", clock.now())))
+    b = clock.timer(lambda: fired.append(("b", clock.now())))
+    c = clock.timer(lambda: fired.append(("c", clock.now())))
+    a.mod(30)
+    b.mod(10)
+    c.mod(20)
+    c.cancel()
+    b.mod(15)
+    clock.advance(29)
+    assert fired == [("b", 15)]
+    clock.advance(1)
+    assert fired == [("b", 15), ("a", 30)] and a.deadline is None and clock.now() == 30
+
+
+def test_a_timer_set_to_its_old_deadline_after_cancel_fires_once() -> None:
+    clock, fired = ManualClock(), list[int]()
+    timer = clock.timer(lambda: fired.append(clock.now()))
+    timer.mod(5)
+    timer.cancel()
+    timer.mod(5)
+    clock.advance(10)
+    assert fired == [5]
+
+
+def test_kilohertz_ticks_are_not_lost(loop: MainLoop) -> None:
+    ticks: list[int] = []
+    timers: list[Timer] = []
+
+    def tick() -> None:
+        ticks.append(loop.realtime.now())
+        timers[0].mod(start + (len(ticks) + 1) * 1_000_000)
+
+    timers.append(loop.realtime.timer(tick))
+    start = loop.realtime.now()
+    timers[0].mod(start + 1_000_000)
+    assert loop.run_until(lambda: len(ticks) >= 100)
+    late = sorted(t - (start + (i + 1) * 1_000_000) for i, t in enumerate(ticks))
+    assert late[50] < 700_000, f"median lateness {late[50]} ns"
+
+
+def test_virtual_clock_stands_while_stopped(loop: MainLoop) -> None:
+    told: list[tuple[bool, int]] = []
+    loop.virtual.on_change = lambda running, value: told.append((running, value))
+    fired: list[int] = []
+    loop.virtual.timer(lambda: fired.append(1)).mod(5_000_000)
+    time.sleep(0.02)
+    assert loop.virtual.now() == 0 and not loop.run_until(lambda: bool(fired), 0.02)
+    loop.virtual.start()
+    assert loop.run_until(lambda: bool(fired))
+    loop.virtual.stop()
+    stood = loop.virtual.now()
+    time.sleep(0.01)
+    assert loop.virtual.now() == stood and [r for r, _ in told] == [True, False]
+
+
+def test_post_from_another_thread_wakes_the_loop(loop: MainLoop) -> None:
+    got: list[int] = []
+
+    def other() -> None:
+        time.sleep(0.05)
+        loop.post(lambda: got.append(threading.get_ident()))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    before = time.monotonic()
+    assert loop.run_until(lambda: bool(got)) and got == [threading.get_ident()]
+    assert time.monotonic() - before < 1
+    thread.join()
+
+
+def test_descriptors_pipes_and_plain_files(loop: MainLoop, tmp_path: object) -> None:
+    read, write = os.pipe()
+    got: list[bytes] = []
+    loop.watch(read, read=lambda: got.append(os.read(read, 100)))
+    os.write(write, b"x")
+    assert loop.run_until(lambda: bool(got)) and got == [b"x"]
+    loop.unwatch(read)
+    path = os.path.join(str(tmp_path), "plain")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, b"abc", 0)
+    loop.watch(fd, read=lambda: got.append(os.read(fd, 2)))
+    assert loop.run_until(lambda: got[1:3] == [b"ab", b"c"])
+    loop.unwatch(fd)
+    for each in (read, write, fd):
+        os.close(each)
+
+
+def test_workers_answer_in_the_loop(loop: MainLoop) -> None:
+    workers, got = Workers(loop, limit=4), list[tuple[int, int]]()
+    barrier = threading.Barrier(4, timeout=5)
+
+    def job(i: int) -> int:
+        barrier.wait()
+        return i
+
+    for i in range(4):
+        workers.submit(lambda i=i: job(i), lambda r: got.append((r, threading.get_ident())))  # type: ignore[misc]
+    assert loop.run_until(lambda: len(got) == 4)
+    assert sorted(r for r, _ in got) == [0, 1, 2, 3] and {t for _, t in got} == {threading.get_ident()}
+    workers.stop()
+
+
+def test_quit_from_a_callback_and_from_a_thread(loop: MainLoop) -> None:
+    loop.post(loop.quit)
+    loop.run()
+    threading.Timer(0.05, loop.quit).start()
+    loop.run()
