@@ -1,0 +1,1 @@
+"""Character devices: 16550A serial ports, parallel port."""

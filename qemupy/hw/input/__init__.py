@@ -1,0 +1,1 @@
+"""Keyboard controller, PS/2 keyboard and mouse."""

@@ -1,0 +1,1 @@
+"""Devices that fit no other class: firmware configuration, test exits."""
