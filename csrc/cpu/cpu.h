@@ -111,8 +111,19 @@ typedef struct ExcState {
     u64 addr;        /* CR2 for #PF */
     bool has_error;
     bool delivering; /* an event is being delivered: a further fault makes #DF or a triple fault */
+    bool trap;       /* reported after its instruction: RIP is not rewound, RF not set in the frame */
     u8 first;        /* the vector being delivered */
 } ExcState;
+
+/* Second-level TLB behind the software TLB: translations tagged with PCID, of all rights (mmu/tlb.c). */
+typedef struct L2Entry {
+    u64 key; /* linear page | PCID; global translations: linear page | PCID 0 */
+    u64 val; /* gpa page | L2_* (mmu/tlb.h) */
+    u64 gen; /* valid while equal to the generation of its PCID, or of the global ones */
+} L2Entry;
+#define L2_BITS 12
+#define L2_SIZE (1u << L2_BITS)
+#define PCID_SLOTS 64 /* PCIDs that agree in the low bits are flushed together */
 
 #define XSAVE_BYTES 1088 /* legacy area + header + AVX component at the standard offset 576 + 256, rounded up to 64 */
 
@@ -158,6 +169,10 @@ struct Cpu {
     u64 dr[8];
     ExcState exc;
     bool nmi_masked;
+    bool ss_shadow;           /* MOV SS / POP SS just ran: debug traps wait one instruction */
+    bool dbg_tf;              /* TF was set when the current instruction began */
+    bool dbg_data;            /* DR7 arms a data or I/O breakpoint */
+    u32 dbg_hits;             /* DR6.B0-3 met by the current instruction's accesses */
     u8 exit_reason;           /* EXIT_* (vcpu/vcpu.h), valid with PEND_EXIT */
     u64 a20_mask;             /* applied to every guest-physical address */
 
@@ -184,6 +199,14 @@ struct Cpu {
     /* counters for `info jit` and tests */
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
 
+    u64 l2_gen, l2_global_gen, l2_pcid_gen[PCID_SLOTS];
+    u64 large_seen;           /* bit hash(lin / 2 MiB): a piece of a large page may be in a TLB */
+    bool huge_seen;           /* the same for 1 GiB pages */
+    u32 n_nonglobal;
+    u64 rmw_gpa[2];           /* where a bounced read-modify-write or wide store will go */
+    u16 nonglobal[MMU_MODES * TLB_SIZE]; /* filled non-global entries, what a CR3 write clears */
+    L2Entry l2[L2_SIZE];
+
     FpuState fpu;
     TlbEntry tlbs[MMU_MODES][TLB_SIZE] __attribute__((aligned(64)));
 };
@@ -206,6 +229,7 @@ void cpu_reset(Cpu *c, bool init);
 /* Raising (cpu/exc.c): rewinds rip to the current instruction and jumps to the run loop, which delivers. */
 _Noreturn COLD void exc_raise(Cpu *c, unsigned vector);                /* without error code */
 _Noreturn COLD void exc_raise_err(Cpu *c, unsigned vector, u32 error); /* with error code */
+_Noreturn COLD void exc_raise_trap(Cpu *c, unsigned vector);           /* after the instruction: rip is kept */
 _Noreturn COLD void exc_raise_pf(Cpu *c, u64 lin, u32 error);
 /* Abandons the current instruction so that it starts again (a REP that was kicked, a decode that met new bytes). */
 _Noreturn COLD void exc_restart(Cpu *c);

@@ -9,6 +9,15 @@
 /* Access kinds; values are #PF error-code bits where they have one. */
 enum { ACC_READ = 0, ACC_WRITE = 2, ACC_FETCH = 16 };
 
+/* A table that never hits: Cpu.tlb while alignment checks or data breakpoints must see every access. */
+extern TlbEntry tlb_never[TLB_SIZE];
+
+/* Whether lin is canonical at the current paging depth. */
+INLINE bool lin_canonical(const Cpu *c, u64 lin) {
+    unsigned shift = c->cr4 & CR4_LA57 ? 7 : 16;
+    return (u64)((i64)(lin << shift) >> shift) == lin;
+}
+
 /* Raises #GP(0)/#SS(0) unless off..off+n-1 is inside segment seg with the rights the access needs. */
 void seg_check(Cpu *c, unsigned seg, u64 off, unsigned n, bool write);
 
@@ -101,6 +110,10 @@ bool mmu_translate_debug(Cpu *c, u64 lin, u64 *gpa);
 void tlb_flush_all(Cpu *c);
 void tlb_flush_nonglobal(Cpu *c);
 void tlb_flush_page(Cpu *c, u64 lin);
+void tlb_drop_nonglobal(Cpu *c); /* CR3 now names another PCID: the first level only */
+void tlb_flush_pcid(Cpu *c, unsigned pcid);
+void tlb_flush_all_nonglobal(Cpu *c);
+void tlb_flush_page_pcid(Cpu *c, u64 lin, unsigned pcid);
 /* Drops the write tags of every entry that maps this RAM page (it gets decoded code, dirty logging starts). */
 void tlb_protect_ram_page(Cpu *c, u64 ram_off);
 

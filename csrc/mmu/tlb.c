@@ -1,0 +1,155 @@
+/* Software TLB upkeep: fills, flushes, the second level (Intel SDM vol 3A 4.10; CORE 8).
+ *
+ * First level: one direct-mapped table per access mode, used by interpreter and translated code. Second level: tagged
+ * with PCID, any mode, dropped by bumping a generation, so that a CR3 write costs what was filled since the last one. */
+#include "mmu/tlb.h"
+#include "cpu/model.h"
+
+/* The tag no address of this entry's set can match. */
+INLINE u64 tag_none(const Cpu *c, const TlbEntry *e) {
+    u64 set = (u64)(e - &c->tlbs[0][0]) & (TLB_SIZE - 1);
+    return (set ^ 1) << PAGE_BITS;
+}
+
+static TlbEntry *entry_at(Cpu *c, unsigned i) { return &c->tlbs[i / TLB_SIZE][i % TLB_SIZE]; }
+
+static void entry_clear(Cpu *c, TlbEntry *e) {
+    e->rtag = e->wtag = tag_none(c, e);
+    e->meta &= TLBM_LISTED;
+}
+
+static unsigned l2_slot(u64 page, unsigned pcid) {
+    return (page ^ page >> L2_BITS ^ pcid * 0x9e5u) & (L2_SIZE - 1);
+}
+static unsigned large_bit(u64 lin) { return (lin >> 21 ^ lin >> 27 ^ lin >> 33) & 63; }
+
+L2Entry *l2_find(Cpu *c, u64 lin) {
+    u64 page = lin & PAGE_MASK;
+    unsigned pcid = cpu_pcid(c);
+    L2Entry *e = &c->l2[l2_slot(page >> PAGE_BITS, pcid)];
+    if (e->key == (page | pcid) && e->gen == c->l2_pcid_gen[pcid % PCID_SLOTS] && !(e->val & L2_G)) return e;
+    e = &c->l2[l2_slot(page >> PAGE_BITS, 0)];
+    if (e->key == page && e->gen == c->l2_global_gen && (e->val & L2_G)) return e;
+    return NULL;
+}
+
+void l2_insert(Cpu *c, u64 lin, u64 val) {
+    u64 page = lin & PAGE_MASK;
+    unsigned pcid = val & L2_G ? 0 : cpu_pcid(c);
+    L2Entry *e = &c->l2[l2_slot(page >> PAGE_BITS, pcid)];
+    e->key = page | pcid;
+    e->val = val;
+    e->gen = val & L2_G ? c->l2_global_gen : c->l2_pcid_gen[pcid % PCID_SLOTS];
+    if (val & L2_LARGE) c->large_seen |= BIT(large_bit(lin));
+    if (val & L2_HUGE) c->huge_seen = true;
+}
+
+/* Whether stores may go straight to the host page: plain RAM that nobody watches, with D already set. */
+static bool store_direct(Cpu *c, u64 val, unsigned mmu, const MemRange *r, u64 ram_off) {
+    return (val & L2_D) && r->kind == RANGE_RAM && r->write_off == r->ram_off && !r->write_upcall &&
+           mmu_allowed(c, val, ACC_WRITE, mmu) && !ram_page_needs_slow_write(c->machine, ram_off);
+}
+
+void tlb_fill(Cpu *c, u64 lin, u64 val, unsigned mmu, const MemRange *r) {
+    if (r->kind != RANGE_RAM && r->kind != RANGE_ROM) return;
+    u64 page = lin & PAGE_MASK;
+    u64 ram_off = r->ram_off + ((val & PAGE_MASK & c->a20_mask) - r->gpa);
+    TlbEntry *e = tlb_slot(c->tlbs[mmu], lin);
+    u64 listed = e->meta & TLBM_LISTED;
+    if (!(val & L2_G) && !listed) {
+        c->nonglobal[c->n_nonglobal++] = (u16)(e - &c->tlbs[0][0]);
+        listed = TLBM_LISTED;
+    }
+    e->rtag = page;
+    e->wtag = store_direct(c, val, mmu, r, ram_off) ? page : tag_none(c, e);
+    e->delta = (i64)((u64)machine_ram_host(c->machine, ram_off) - page);
+    e->meta = (val & PAGE_MASK) | listed | (val & L2_G ? TLBM_GLOBAL : 0);
+    c->n_tlb_fill++;
+}
+
+static void pcid_flush(Cpu *c, unsigned pcid) { c->l2_pcid_gen[pcid % PCID_SLOTS] = ++c->l2_gen; }
+
+void tlb_flush_all(Cpu *c) {
+    for (unsigned i = 0; i < MMU_MODES * TLB_SIZE; i++) {
+        TlbEntry *e = entry_at(c, i);
+        e->rtag = e->wtag = tag_none(c, e);
+        e->meta = 0;
+    }
+    for (unsigned i = 0; i < PCID_SLOTS; i++) c->l2_pcid_gen[i] = ++c->l2_gen;
+    c->l2_global_gen = ++c->l2_gen;
+    c->n_nonglobal = 0;
+    c->large_seen = 0;
+    c->huge_seen = false;
+    c->lookup_gen++;
+    c->n_tlb_flush++;
+}
+
+void tlb_drop_nonglobal(Cpu *c) {
+    for (unsigned i = 0; i < c->n_nonglobal; i++) {
+        TlbEntry *e = entry_at(c, c->nonglobal[i]);
+        e->meta &= ~(u64)TLBM_LISTED;
+        if (!(e->meta & TLBM_GLOBAL)) entry_clear(c, e);
+    }
+    c->n_nonglobal = 0;
+    c->lookup_gen++;
+}
+
+void tlb_flush_nonglobal(Cpu *c) {
+    tlb_drop_nonglobal(c);
+    pcid_flush(c, cpu_pcid(c));
+    c->n_tlb_flush++;
+}
+
+void tlb_flush_pcid(Cpu *c, unsigned pcid) {
+    if (pcid == cpu_pcid(c)) tlb_drop_nonglobal(c);
+    pcid_flush(c, pcid);
+}
+
+void tlb_flush_all_nonglobal(Cpu *c) {
+    tlb_drop_nonglobal(c);
+    for (unsigned i = 0; i < PCID_SLOTS; i++) pcid_flush(c, i);
+}
+
+static void l2_drop(Cpu *c, u64 lin, unsigned pcid) {
+    u64 page = lin & PAGE_MASK;
+    L2Entry *e = &c->l2[l2_slot(page >> PAGE_BITS, pcid)];
+    if (e->key == (page | pcid)) e->gen = 0;
+}
+
+static void drop_page(Cpu *c, u64 lin) {
+    u64 page = lin & PAGE_MASK;
+    for (unsigned m = 0; m < MMU_MODES; m++) {
+        TlbEntry *e = tlb_slot(c->tlbs[m], lin);
+        if (e->rtag == page || e->wtag == page) entry_clear(c, e);
+    }
+    l2_drop(c, lin, cpu_pcid(c));
+    l2_drop(c, lin, 0);
+}
+
+void tlb_flush_page(Cpu *c, u64 lin) {
+    c->lookup_gen++;
+    if (c->huge_seen) {
+        tlb_flush_all(c);
+        return;
+    }
+    drop_page(c, lin);
+    /* 4 MiB pages: both halves; a 2 MiB neighbour dropped with them only costs a refill. */
+    u64 region = lin & ~(u64)(4 * 1024 * 1024 - 1);
+    for (u64 half = region; half < region + 4 * 1024 * 1024; half += 2 * 1024 * 1024)
+        if (c->large_seen >> large_bit(half) & 1)
+            for (u64 p = 0; p < 512; p++) drop_page(c, half + p * PAGE_SIZE);
+}
+
+void tlb_flush_page_pcid(Cpu *c, u64 lin, unsigned pcid) {
+    if (pcid == cpu_pcid(c)) tlb_flush_page(c, lin);
+    else if (c->large_seen || c->huge_seen) tlb_flush_pcid(c, pcid);
+    else l2_drop(c, lin, pcid);
+}
+
+void tlb_protect_ram_page(Cpu *c, u64 ram_off) {
+    u64 host = (u64)machine_ram_host(c->machine, ram_off & PAGE_MASK);
+    for (unsigned i = 0; i < MMU_MODES * TLB_SIZE; i++) {
+        TlbEntry *e = entry_at(c, i);
+        if (e->wtag + (u64)e->delta == host) __atomic_store_n(&e->wtag, tag_none(c, e), __ATOMIC_RELEASE);
+    }
+}
