@@ -13,6 +13,8 @@ from typing import Protocol
 OPENED = "opened"
 CLOSED = "closed"
 BREAK = "break"
+MUX_IN = "mux_in"  # a mux gave this frontend the focus
+MUX_OUT = "mux_out"
 
 Receive = Callable[[bytes], None]
 CanReceive = Callable[[], int]
@@ -40,6 +42,7 @@ class Chardev:
         self.label = label
         self.filename = filename
         self.open = False
+        self.taken = False  # a frontend was given to somebody
         self._pending = bytearray()
         self._receive: Receive | None = None
         self._can_receive: CanReceive = lambda: 0

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from qemupy.errors import ConfigError
 from qemupy.hw.core.device import Device
+from qemupy.options import did_you_mean
 
 D = TypeVar("D", bound=type[Device])
 
@@ -42,20 +43,12 @@ def register(name: str, *, bus: str = "System", help: str = "", aliases: tuple[s
 def lookup(name: str) -> Entry:
     entry = _by_name.get(name)
     if entry is None:
-        raise ConfigError(f"-device {name}: '{name}' is not a valid device model name{nearest(name, _by_name)}")
+        raise ConfigError(f"-device {name}: '{name}' is not a valid device model name{did_you_mean(name, _by_name)}")
     return entry
 
 
 def entries() -> list[Entry]:
     return [e for n, e in sorted(_by_name.items()) if n == e.name]
-
-
-def nearest(word: str, known: object) -> str:
-    """`; did you mean 'x'?` or nothing. difflib is loaded only on the way to an error."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(known), n=1)  # type: ignore[call-overload]
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def parse_props(cls: type[Device], given: dict[str, str]) -> dict[str, object]:
@@ -64,7 +57,7 @@ def parse_props(cls: type[Device], given: dict[str, str]) -> dict[str, object]:
     for key, text in given.items():
         spec = cls.__props__.get(key.replace("-", "_"))
         if spec is None:
-            raise ConfigError(f"Property '{cls.qdev_name}.{key}' not found{nearest(key, cls.__props__)}")
+            raise ConfigError(f"Property '{cls.qdev_name}.{key}' not found{did_you_mean(key, cls.__props__)}")
         values[key.replace("-", "_")] = _convert(cls.qdev_name, key, text, spec.default)
     return values
 
