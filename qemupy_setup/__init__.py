@@ -1,1 +1,1 @@
-"""Set-up, build and test guests: what configure.py and the boot tests share. Standard library only, no qemupy import."""
+"""Set-up, build and test guests: shared by configure.py and the boot tests. Standard library only, imports no qemupy."""

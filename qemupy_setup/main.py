@@ -74,7 +74,7 @@ def boot(arguments: list[str]) -> int:
 def test(options: argparse.Namespace) -> int:
     """The tests; the status is that of the first set that fails."""
     setup(system.DISK, system.TEST)
-    sets = [("fast tests", "not boot and not long", [])]
+    sets: list[tuple[str, str, list[str]]] = [("fast tests", "not boot and not long", [])]
     if not options.fast:
         from qemupy_setup import guests
 

@@ -72,6 +72,19 @@ def missing(requirements: Iterable[Requirement]) -> list[Requirement]:
     return [req for req in requirements if not req.present()]
 
 
+def update(prefix: list[str]) -> None:
+    """Fetch the package lists. A mirror in the middle of a sync fails for one list; what is there may still do."""
+    command = [*prefix, "apt-get", "-q", "update"]
+    try:
+        run(command)
+    except SetupError:
+        try:
+            run(command)
+        except SetupError as error:
+            reasons = [line for line in str(error).splitlines() if line.startswith("E: ")]
+            print("   warning: some package lists could not be fetched:", *reasons[:3], sep="\n   ")
+
+
 def install(requirements: Iterable[Requirement]) -> None:
     """Install what is missing through apt; without root, sudo or apt raise with the packages in one line."""
     lacking = missing(requirements)
@@ -87,7 +100,7 @@ def install(requirements: Iterable[Requirement]) -> None:
         raise SetupError(f"missing packages, install them as root: {command}") from None
     apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
     with step(f"install system packages: {' '.join(names)}"):
-        run([*apt, "update"])
+        update(["env", *root])
         run([*apt, "install", "--no-install-recommends", *names])
     importlib.invalidate_caches()
     still = [req.package for req in missing(lacking)]
