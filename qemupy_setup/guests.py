@@ -1,0 +1,108 @@
+"""The guests the tests boot: each function returns files in the cache, prepared from Debian packages on first use."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemupy_setup import apt, initramfs
+from qemupy_setup.disk import debian_disk
+from qemupy_setup.paths import cache_dir
+from qemupy_setup.steps import made_once, run, step
+
+ISO_KERNEL_ARGS = "console=ttyS0,115200"
+
+
+@dataclass(frozen=True)
+class LinuxGuest:
+    """What -kernel and -initrd take."""
+
+    kernel: Path
+    initrd: Path
+
+
+def _file(name: str, title: str, make: Callable[[Path], None]) -> Path:
+    folder = cache_dir() / "guests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return made_once(folder / name, title, make)
+
+
+def busybox_initrd(arch: str) -> Path:
+    """The busybox initramfs for amd64 or i386."""
+    busybox = apt.package_tree("busybox-static", arch) / "bin/busybox"
+
+    def make(path: Path) -> None:
+        path.write_bytes(initramfs.busybox_initramfs(busybox))
+
+    return _file(f"busybox-{arch}-1.cpio.gz", f"make the busybox initramfs ({arch})", make)
+
+
+def linux(package: str, arch: str = "amd64") -> LinuxGuest:
+    """The kernel of a Debian kernel meta package with the busybox initramfs."""
+    return LinuxGuest(apt.one_file(apt.package_tree(package, arch), "boot/vmlinuz-*"), busybox_initrd(arch))
+
+
+def installer(arch: str) -> LinuxGuest:
+    """Debian's installer, network boot, text mode."""
+    tree = apt.package_tree(f"debian-installer-12-netboot-{arch}")
+    folder = tree / f"usr/lib/debian-installer/images/12/{arch}/text/debian-installer/{arch}"
+    return LinuxGuest(apt.one_file(folder, "linux"), apt.one_file(folder, "initrd.gz"))
+
+
+def memtest() -> Path:
+    """memtest86+ as a kernel image."""
+    return apt.one_file(apt.package_tree("memtest86+"), "boot/memtest86+x64.bin")
+
+
+def ipxe() -> Path:
+    """iPXE as a kernel of the oldest boot protocols, which starts in real mode."""
+    return apt.one_file(apt.package_tree("ipxe"), "usr/lib/ipxe/ipxe.lkrn")
+
+
+def xen() -> Path:
+    """The Xen hypervisor: an ELF image with a Multiboot header."""
+
+    def unpack(path: Path) -> None:
+        packed = apt.one_file(apt.package_tree("xen-hypervisor-4.17-amd64"), "boot/xen-*.gz")
+        run(["sh", "-c", 'gzip -dc "$0" > "$1"', packed, path])
+
+    return _file("xen-4.17", "unpack Xen", unpack)
+
+
+def grub_iso() -> Path:
+    """A CD-ROM whose GRUB shows a menu and starts the cloud kernel."""
+
+    def make(path: Path) -> None:
+        guest = linux("linux-image-cloud-amd64")
+        tree = path.parent / "iso"
+        (tree / "boot/grub").mkdir(parents=True)
+        for source, name in ((guest.kernel, "vmlinuz"), (guest.initrd, "initrd.gz")):
+            (tree / "boot" / name).write_bytes(source.read_bytes())
+        (tree / "boot/grub/grub.cfg").write_text(
+            "serial --unit=0 --speed=115200\nterminal_output serial\nterminal_input serial\nset timeout=3\n"
+            f"menuentry 'cloud kernel' {{\n  linux /boot/vmlinuz {ISO_KERNEL_ARGS}\n  initrd /boot/initrd.gz\n}}\n")
+        modules = apt.package_tree("grub-pc-bin") / "usr/lib/grub/i386-pc"
+        run(["grub-mkrescue", "-d", modules, "-o", path, tree])
+
+    return _file("grub-1.iso", "make the GRUB CD-ROM", make)
+
+
+ALL: list[Callable[[], object]] = [
+    debian_disk,
+    lambda: linux("linux-image-cloud-amd64"),
+    lambda: linux("linux-image-amd64"),
+    lambda: linux("linux-image-686", "i386"),
+    lambda: linux("linux-image-686-pae", "i386"),
+    lambda: installer("amd64"),
+    lambda: installer("i386"),
+    memtest,
+    ipxe,
+    xen,
+    grub_iso,
+]
+
+
+def prepare_all() -> None:
+    """Make every guest of the boot tests, so that no test waits for a download."""
+    with step("prepare the guests"):
+        for make in ALL:
+            make()

@@ -1,0 +1,55 @@
+"""Small Linux root file systems in memory: a cpio archive ("newc", Linux buffer-format.rst) with busybox and our /init."""
+
+import gzip
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+READY = "qemupy-init-ready"
+PROMPT = "guest# "
+
+# A shell on the console, as job-control-less child of init; `poweroff -f` leaves the machine.
+INIT = f"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/ TERM=dumb PS1='{PROMPT}'
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+echo {READY} $(uname -r -m)
+exec setsid -c sh -i
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One member of the archive."""
+
+    name: str
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+def cpio(entries: Iterable[Entry]) -> bytes:
+    """The archive of these entries."""
+    out = bytearray()
+    trailer = Entry("TRAILER!!!", 0)
+    for inode, entry in enumerate([*entries, trailer], 1):
+        name = entry.name.encode() + b"\0"
+        fields = (inode, entry.mode, 0, 0, 1, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
+        out += b"070701" + b"".join(b"%08X" % field for field in fields) + name
+        out += b"\0" * (-len(out) % 4) + entry.data
+        out += b"\0" * (-len(out) % 4)
+    return bytes(out)
+
+
+def busybox_initramfs(busybox: Path, init: str = INIT) -> bytes:
+    """A gzipped initramfs with this statically linked busybox and /init."""
+    folders = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp", "mnt")]
+    return gzip.compress(cpio([
+        *folders,
+        Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+        Entry("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()),
+        Entry("init", stat.S_IFREG | 0o755, init.encode()),
+    ]), mtime=0)
