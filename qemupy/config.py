@@ -1,0 +1,148 @@
+"""The machine asked for, typed and frozen. `cli.py` fills it from options; boards and `Vm` read it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qemupy import options
+from qemupy.errors import ConfigError
+
+QEMU_VERSION = "7.2.22"  # the version whose interfaces we follow; clients parse it
+
+DRIVE_KEYS = (
+    "file", "format", "if", "index", "bus", "unit", "media", "readonly", "read-only", "snapshot", "cache", "discard",
+    "detect-zeroes", "aio", "id", "file.locking", "file.filename", "file.driver", "driver", "size", "serial", "werror",
+    "rerror",
+)  # fmt: skip
+_PER_BUS = {"ide": 2, "floppy": 1 << 30, "scsi": 7, "virtio": 1 << 30, "none": 1 << 30}
+_LIMIT = {"ide": 4, "floppy": 2}
+CACHES = ("none", "off", "writeback", "unsafe", "writethrough", "directsync")
+
+
+@dataclasses.dataclass(frozen=True)
+class DriveConfig:
+    id: str
+    interface: str = "ide"
+    index: int = 0
+    media: str = "disk"
+    file: str | None = None
+    format: str | None = None
+    readonly: bool = False
+    snapshot: bool = False
+    cache: str = "writeback"
+    discard: bool = False
+    locking: bool = True
+    size: int = 1 << 30
+    serial: str = ""
+
+    @property
+    def removable(self) -> bool:
+        return self.media == "cdrom" or self.interface == "floppy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    machine: str = "pc"
+    machine_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    accel: str = "interp"
+    cpu: str = "qemu64"
+    smp: int = 1
+    ram: int = 128 << 20
+    drives: tuple[DriveConfig, ...] = ()
+    devices: tuple[dict[str, str], ...] = ()
+    chardevs: tuple[str, ...] = ()
+    serials: tuple[str, ...] = ()
+    monitors: tuple[tuple[str, str], ...] = ()  # (chardev id, mode)
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+    bios: str | None = None
+    data_dirs: tuple[str, ...] = ()
+    boot: dict[str, str] = dataclasses.field(default_factory=dict)
+    nographic: bool = False
+    display: str = "none"
+    vga: str = "std"
+    nodefaults: bool = False
+    name: str = ""
+    uuid: str | None = None
+    rtc: dict[str, str] = dataclasses.field(default_factory=dict)
+    reboot: bool = True
+    shutdown: bool = True
+    paused: bool = False
+    log_mask: int = 0
+    log_file: str | None = None
+    globals: tuple[str, ...] = ()
+    smbios: tuple[str, ...] = ()
+    fw_cfg: tuple[str, ...] = ()
+
+
+def parse_drive(text: str, taken: list[DriveConfig]) -> DriveConfig:
+    """One `-drive`; `taken` are the drives before it, which decide a free index."""
+    given = options.parse(text, "", ("readonly", "snapshot"))
+    options.refuse_unknown(given, DRIVE_KEYS)
+    media = given.get("media", "disk")
+    if media not in ("disk", "cdrom"):
+        raise ConfigError(f"'{media}' invalid media")
+    interface = given.get("if", "ide")
+    if interface not in _PER_BUS:
+        raise ConfigError(f"unsupported bus type '{interface}'{options.did_you_mean(interface, _PER_BUS)}")
+    image_format = given.get("format", given.get("driver"))
+    cache = given.get("cache", "writeback")
+    if cache not in CACHES:
+        raise ConfigError(f"invalid cache option '{cache}'{options.did_you_mean(cache, CACHES)}")
+    file = given.get("file", given.get("file.filename"))
+    if file is None and image_format not in ("null-co", "null-aio") and media == "disk" and interface != "floppy":
+        raise ConfigError('A block device must be specified for "file"')
+    index = _drive_index(given, interface, taken)
+    name = given.get("id") or _drive_name(interface, index, media)
+    if any(d.id == name for d in taken):
+        raise ConfigError(f"Duplicate ID '{name}' for drive")
+    return DriveConfig(
+        id=name,
+        interface=interface,
+        index=index,
+        media=media,
+        file=file or None,
+        format=image_format,
+        readonly=media == "cdrom" or _flag(given, "readonly") or _flag(given, "read-only"),
+        snapshot=_flag(given, "snapshot"),
+        cache=cache,
+        discard=given.get("discard", "ignore") in ("unmap", "on"),
+        locking=given.get("file.locking", "auto") != "off",
+        size=options.size("size", given.get("size", "1G")),
+        serial=given.get("serial", ""),
+    )
+
+
+def _flag(given: dict[str, str], key: str) -> bool:
+    return key in given and options.boolean(key, given[key])
+
+
+def _drive_index(given: dict[str, str], interface: str, taken: list[DriveConfig]) -> int:
+    used = {d.index for d in taken if d.interface == interface}
+    if "bus" in given or "unit" in given:
+        if "index" in given:
+            raise ConfigError("index cannot be used with bus and unit")
+        per_bus = _PER_BUS[interface]
+        bus, unit = (options.number(key, given.get(key, "0"), high=63) for key in ("bus", "unit"))
+        if unit >= per_bus:
+            raise ConfigError(f"unit {unit} too big (max is {per_bus - 1})")
+        index = bus * per_bus + unit
+    elif "index" in given:
+        index = options.number("index", given["index"], high=63)
+    else:
+        index = next(i for i in range(1 << 30) if i not in used)
+    if interface != "none" and index in used:
+        bus, unit = divmod(index, _PER_BUS[interface])
+        raise ConfigError(f"drive with bus={bus}, unit={unit} (index={index}) exists")
+    if index >= _LIMIT.get(interface, 1 << 30):
+        raise ConfigError(f"{interface} has no drive with index={index} (at most {_LIMIT[interface] - 1})")
+    return index
+
+
+def _drive_name(interface: str, index: int, media: str) -> str:
+    """QEMU's names: ide0-hd0, ide1-cd0, floppy0, virtio0."""
+    if interface in ("ide", "scsi"):
+        bus, unit = divmod(index, _PER_BUS[interface])
+        return f"{interface}{bus}-{'cd' if media == 'cdrom' else 'hd'}{unit}"
+    return f"{interface}{index}"
