@@ -91,43 +91,13 @@ void fpu_set_full_tag(Cpu *c, u16 tag) {
     *fpu_u16(c, FX_FTW) = abridged;
 }
 
-void fpu_export(Cpu *c, FpuRegs *r) {
-    const u8 *a = fpu_area(c);
-    r->fcw = *fpu_u16(c, FX_FCW);
-    r->fsw = *fpu_u16(c, FX_FSW);
-    r->ftw = (u8)*fpu_u16(c, FX_FTW);
-    r->mxcsr = *fpu_u32(c, FX_MXCSR);
-    r->fop = c->fpu.fop;
-    r->fcs = c->fpu.fcs;
-    r->fds = c->fpu.fds;
-    r->fip = c->fpu.fip;
-    r->fdp = c->fpu.fdp;
-    for (unsigned i = 0; i < 8; i++) fpu_copy(r->st[i], a + FX_ST + 16 * i, 10);
-    for (unsigned i = 0; i < 16; i++) {
-        fpu_copy(r->ymm[i], a + FX_XMM + 16 * i, 16);
-        fpu_copy(r->ymm[i] + 16, a + XS_YMMH + 16 * i, 16);
-    }
-}
-
-void fpu_import(Cpu *c, const FpuRegs *r) {
+void fpu_set_area(Cpu *c, const u8 *area) {
     u8 *a = fpu_area(c);
-    *fpu_u16(c, FX_FCW) = (r->fcw & 0x1f7f) | 0x40;
-    *fpu_u16(c, FX_FSW) = r->fsw;
-    *fpu_u16(c, FX_FTW) = r->ftw;
-    *fpu_u32(c, FX_MXCSR) = r->mxcsr & FPU_MXCSR_MASK;
-    c->fpu.fop = r->fop & 0x7ff;
-    c->fpu.fcs = r->fcs;
-    c->fpu.fds = r->fds;
-    c->fpu.fip = r->fip;
-    c->fpu.fdp = r->fdp;
-    for (unsigned i = 0; i < 8; i++) {
-        fpu_zero(a + FX_ST + 16 * i, 16);
-        fpu_copy(a + FX_ST + 16 * i, r->st[i], 10);
-    }
-    for (unsigned i = 0; i < 16; i++) {
-        fpu_copy(a + FX_XMM + 16 * i, r->ymm[i], 16);
-        fpu_copy(a + XS_YMMH + 16 * i, r->ymm[i] + 16, 16);
-    }
+    fpu_copy(a, area, XSAVE_BYTES);
+    *fpu_u16(c, FX_FCW) = (*fpu_u16(c, FX_FCW) & 0x1f7f) | 0x40;
+    *fpu_u16(c, FX_FTW) &= 0xff;
+    *fpu_u32(c, FX_MXCSR) &= FPU_MXCSR_MASK;
+    fpu_zero(a + XS_BV, XS_HEADER_BYTES);
     *fpu_u64(c, XS_BV) = host_components;
     fpu_settle(c);
 }

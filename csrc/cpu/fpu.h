@@ -43,17 +43,9 @@ INLINE void fpu_ensure_live(Cpu *c) {
 void fpu_reset(Cpu *c);  /* power-on values */
 void fpu_fninit(Cpu *c); /* x87 part of FNINIT and FNSAVE; state must be parked */
 
-/* The whole state by name, for snapshots, the monitor and tests; parks. Import drops reserved bits. */
-typedef struct FpuRegs {
-    u16 fcw, fsw, fop, fcs, fds;
-    u8 ftw; /* abridged: bit i set when physical register i is not empty */
-    u32 mxcsr;
-    u64 fip, fdp;
-    u8 st[8][10]; /* st[0] is the top */
-    u8 ymm[16][32];
-} FpuRegs;
-void fpu_export(Cpu *c, FpuRegs *r);
-void fpu_import(Cpu *c, const FpuRegs *r);
+/* Takes over a saved area (snapshot, debugger, tests), dropping what the hardware would refuse. The pointers in
+ * FpuState are set apart. */
+void fpu_set_area(Cpu *c, const u8 *area);
 
 /* Parked-state accessors for handlers that work on the area. */
 INLINE u8 *fpu_area(Cpu *c) {
