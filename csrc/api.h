@@ -36,13 +36,11 @@ void qpy_log_write(const char *text, size_t n); /* [any] one whole message, atom
  */
 
 typedef struct QpyClock QpyClock;
-QpyClock *qpy_clock_new(void);                   /* stands at 0 */
-void qpy_clock_free(QpyClock *clock);            /* after every machine that uses it */
-int64_t qpy_clock_now(QpyClock *clock);          /* [any] ns */
-void qpy_clock_start(QpyClock *clock);           /* [BQL] */
-void qpy_clock_stop(QpyClock *clock);            /* [BQL] */
-void qpy_clock_set(QpyClock *clock, int64_t ns); /* [BQL] after loadvm */
-int qpy_clock_running(QpyClock *clock);          /* [any] */
+QpyClock *qpy_clock_new(void);                 /* stands at 0 */
+void qpy_clock_free(QpyClock *clock);          /* after every machine that uses it */
+int64_t qpy_clock_now(QpyClock *clock);        /* [any] ns */
+/* running: value is the offset to CLOCK_MONOTONIC; else the time it stands at. Deadlines of APIC timers follow. [BQL] */
+void qpy_clock_sync(QpyClock *clock, int running, int64_t value);
 
 /* ---- Big lock ------------------------------------------------------------------------------------------------------
  */
@@ -55,17 +53,6 @@ void qpy_bql_lock(void); /* not recursive; never while waiting for anything else
 void qpy_bql_unlock(void);
 int qpy_bql_held(void); /* by the calling thread */
 void qpy_bql_stats(QpyBqlStats *out, int reset);
-
-/* ---- Main loop ------------------------------------------------------------------------------------------------------
- */
-
-typedef struct QpyEvent {
-    int32_t fd;
-    uint32_t events; /* EPOLL* */
-} QpyEvent;
-/* epoll_pwait2 with the BQL dropped while it waits (if the caller holds it). timeout_ns < 0 waits for ever. Returns the
- * number of events or a negative errno (-EINTR included); register descriptors with their own number as epoll data. */
-int qpy_epoll_wait(int epfd, QpyEvent *out, int max, int64_t timeout_ns);
 
 /* ---- Machine: RAM, flat view, upcalls
  * -------------------------------------------------------------------------------- */

@@ -192,6 +192,13 @@ struct Cpu {
     struct CpuidTable *cpuid; /* leaves the guest reads */
     u32 index;                /* vCPU number; its initial APIC id */
 
+    /* threads (memory/safepoint.h): the words other threads wait on or set */
+    u32 id;                   /* process-wide number, what upcalls carry */
+    volatile u32 in_guest;    /* 1 while its thread may touch guest RAM, TLB or decoded code; 0: at a safe point */
+    volatile u32 active;      /* 1 while its thread is inside an instruction; 0: parked, halted for good or not running */
+    volatile u32 waiting;     /* 1 while HLT sleeps on `pending` */
+    volatile u32 exit_request; /* a kick asks vcpu_run to return */
+
     struct Machine *machine;
     struct Apic *apic;
     struct Interp *interp;
@@ -219,6 +226,16 @@ INLINE void cpu_set_rflags_raw(Cpu *c, u64 v) {
 INLINE bool cpu_has(const Cpu *c, unsigned feat) { return c->feat[feat >> 6] >> (feat & 63) & 1; }
 INLINE void cpu_pend(Cpu *c, u32 bits) { __atomic_fetch_or(&c->pending, bits, __ATOMIC_SEQ_CST); }
 INLINE void cpu_unpend(Cpu *c, u32 bits) { __atomic_fetch_and(&c->pending, ~bits, __ATOMIC_SEQ_CST); }
+
+/* Whether something pending must be looked at before the next instruction. Interrupts wait while IF is clear, an NMI
+ * while another is being handled; so a run loop asks this, not `pending`, and is not thrown out again and again. */
+INLINE bool cpu_attention(const Cpu *c) {
+    u32 p = c->pending;
+    if (likely(!p)) return false;
+    if (!(c->flags & FL_IF)) p &= ~(u32)(PEND_EXTINT | PEND_APIC);
+    if (c->nmi_masked) p &= ~(u32)PEND_NMI;
+    return p != 0;
+}
 
 /* Recomputes mode, tlb, lin_mask, ea_base, seg_rok/wok, mmu_mode from CR0/CR4/EFER/segments/CPL/RFLAGS/XCR0/DR7.
  * Call after any change to one of them (cpu/mode.c). */

@@ -5,17 +5,19 @@
 #include "base/common.h"
 #include "cpu/cpu.h"
 
-/* RAM space: all RAM and ROM blocks in one offset space ("ram_off", page-granular), one host reservation: host = ram_base + ram_off. */
+/* RAM space: all RAM and ROM blocks in one offset space ("ram_off", page-granular), one host reservation: host =
+ * ram_base + ram_off. */
 enum { RANGE_RAM = 1, RANGE_ROM = 2, RANGE_MMIO = 3, RANGE_UNMAPPED = 4 };
 typedef struct MemRange {
-    u64 gpa, size;    /* page aligned */
-    u64 ram_off;      /* RANGE_RAM / RANGE_ROM: reads come from here */
-    u64 write_off;    /* where writes go: == ram_off for RAM; ~0: dropped (ROM) or, with MMIO bit, an upcall */
+    u64 gpa, size; /* page aligned */
+    u64 ram_off;   /* RANGE_RAM / RANGE_ROM: reads come from here */
+    u64 write_off; /* where writes go: == ram_off for RAM; ~0: dropped (ROM) or, with MMIO bit, an upcall */
     u8 kind;
     bool write_upcall; /* writes (only) go to the MMIO dispatcher: ROM devices, PAM write-only windows */
 } MemRange;
 
-/* Calls into Python. Called with the BQL held and the guest FPU parked; they never raise or longjmp. */
+/* Calls into Python; `vcpu` is Cpu.id. Same layout as QpyUpcalls (api.h). Called with the BQL held and the guest FPU
+ * parked; they never raise or longjmp. */
 typedef struct Upcalls {
     u32 (*pio_read)(u32 vcpu, u32 port, u32 size);
     void (*pio_write)(u32 vcpu, u32 port, u32 size, u32 value);
@@ -23,11 +25,12 @@ typedef struct Upcalls {
     void (*pio_write_string)(u32 vcpu, u32 port, u32 size, u32 count, const void *buf);
     u64 (*mmio_read)(u32 vcpu, u64 gpa, u32 size);
     void (*mmio_write)(u32 vcpu, u64 gpa, u32 size, u64 value);
-    i32 (*intack)(u32 vcpu);             /* the 8259's vector, or -1 if INTR went away */
+    i32 (*intack)(u32 vcpu);                /* the 8259's vector, or -1 if INTR went away */
     void (*apic_eoi)(u32 vcpu, u32 vector); /* EOI of a level-triggered vector, for the IOAPIC */
 } Upcalls;
 
-/* I/O from instructions (memory/io.c): parks the FPU, takes the BQL, upcalls. The short cuts of DESIGN 3 (doorbells, local APIC page) are tried first. */
+/* I/O from instructions (memory/io.c): parks the FPU, takes the BQL, upcalls. The short cuts of DESIGN 3 (doorbells,
+ * local APIC page) are tried first. */
 u32 io_in(Cpu *c, u32 port, unsigned n);
 void io_out(Cpu *c, u32 port, unsigned n, u32 v);
 void io_in_string(Cpu *c, u32 port, unsigned n, unsigned count, void *buf);
@@ -41,11 +44,13 @@ u8 *machine_ram_host(struct Machine *m, u64 ram_off);
 
 /* Per-page flags of the RAM space that make stores take the slow path. */
 bool ram_page_needs_slow_write(struct Machine *m, u64 ram_off);
-/* A store of n bytes to RAM at ram_off is about to happen / has landed (marks dirty, invalidates decoded blocks of every vCPU).
- * c: the storing vCPU or NULL (DMA). */
+/* A store of n bytes to RAM at ram_off is about to happen / has landed (marks dirty, invalidates decoded blocks of
+ * every vCPU). c: the storing vCPU or NULL (DMA). */
 void ram_store_before(struct Machine *m, Cpu *c, u64 ram_off, unsigned n);
 void ram_store_after(struct Machine *m, Cpu *c, u64 ram_off, unsigned n);
-/* The block cache took code from this page's bytes [off, off+n): granules are marked, write tags of every vCPU dropped. */
+/* The block cache takes code from bytes [off, off+n) of one page: granules are marked, write tags of every vCPU
+ * dropped. Mark before reading the bytes, so that no store between the two goes unnoticed. With other vCPUs around this
+ * is a safe point. */
 void ram_mark_code(struct Machine *m, Cpu *c, u64 ram_off, unsigned n);
 void ram_unmark_code(struct Machine *m, u64 ram_page_off);
 /* Set by interp/: called by ram_store_after when code granules were hit. */

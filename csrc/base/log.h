@@ -1,0 +1,27 @@
+/* The log behind -d and -D: a mask tested with one load, and a descriptor that gets whole messages. The bits are those
+ * of QPY_LOG_* in api.h. Formatting uses libc: park the guest's FPU first (log_on() itself touches nothing). */
+#ifndef QPY_BASE_LOG_H
+#define QPY_BASE_LOG_H
+
+#include "base/common.h"
+
+enum {
+    LOG_INT = 1 << 0,
+    LOG_EXEC = 1 << 1,
+    LOG_CPU = 1 << 2,
+    LOG_IN_ASM = 1 << 3,
+    LOG_CPU_RESET = 1 << 4,
+    LOG_GUEST_ERRORS = 1 << 5,
+    LOG_MMU = 1 << 6,
+    LOG_UNIMP = 1 << 7,
+    LOG_FPU = 1 << 8,
+};
+
+extern u32 log_mask;
+#define log_on(bits) unlikely(log_mask &(bits))
+
+void log_set(u32 mask, int fd);
+void log_text(const char *text, size_t n);
+void log_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

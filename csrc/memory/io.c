@@ -1,0 +1,120 @@
+/* Port and device-memory accesses of guest instructions. In order: doorbells (a write adds 1 to an eventfd and the
+ * guest runs on), the local APIC's page, then Python: guest FPU parked, BQL taken, upcall, BQL released. For the length
+ * of the upcall the vCPU counts as being at a safe point. */
+#include "base/bql.h"
+#include "memory/safepoint.h"
+#include "memory/state.h"
+
+#include <errno.h>
+
+void fpu_park(Cpu *c); /* cpu/fpu.h */
+
+static void upcall_begin(Cpu *c) {
+    fpu_park(c);
+    guest_leave(c);
+    bql_lock();
+}
+
+static void upcall_end(Cpu *c) {
+    bql_unlock();
+    guest_enter(c);
+}
+
+INLINE u64 ones(unsigned n) { return n >= 8 ? ~0ull : BIT(8 * n) - 1; }
+
+static bool bell_matches(const Doorbell *b, bool mmio, u64 addr, unsigned n, u64 v) {
+    return b->mmio == mmio && b->addr == addr && (!b->size || b->size == n) && (!b->match || b->value == (v & ones(n)));
+}
+
+static bool ring_doorbell(Cpu *c, bool mmio, u64 addr, unsigned n, u64 v) {
+    Machine *m = c->machine;
+    for (u32 i = 0; i < m->n_doorbells; i++) {
+        if (!bell_matches(&m->doorbells[i], mmio, addr, n, v)) continue;
+        u64 one = 1;
+        return syscall(SYS_write, m->doorbells[i].fd, &one, sizeof one) == sizeof one;
+    }
+    return false;
+}
+
+static bool same_bell(const Doorbell *a, const Doorbell *b) {
+    return a->mmio == b->mmio && a->addr == b->addr && a->size == b->size && a->match == b->match &&
+           (!a->match || a->value == b->value);
+}
+
+int doorbell_add(Machine *m, const Doorbell *bell) {
+    if (m->n_doorbells == MAX_DOORBELLS) return -ENOSPC;
+    exclusive_begin(m, NULL);
+    m->doorbells[m->n_doorbells++] = *bell;
+    exclusive_end(m, NULL);
+    return 0;
+}
+
+int doorbell_remove(Machine *m, const Doorbell *bell) {
+    for (u32 i = 0; i < m->n_doorbells; i++) {
+        if (!same_bell(&m->doorbells[i], bell)) continue;
+        exclusive_begin(m, NULL);
+        m->doorbells[i] = m->doorbells[--m->n_doorbells];
+        exclusive_end(m, NULL);
+        return 0;
+    }
+    return -ENOENT;
+}
+
+u32 io_in(Cpu *c, u32 port, unsigned n) {
+    c->n_pio++;
+    if (!c->machine->up.pio_read) return (u32)ones(n);
+    upcall_begin(c);
+    u32 v = c->machine->up.pio_read(c->id, port, n);
+    upcall_end(c);
+    return v & (u32)ones(n);
+}
+
+void io_out(Cpu *c, u32 port, unsigned n, u32 v) {
+    c->n_pio++;
+    if (ring_doorbell(c, false, port, n, v) || !c->machine->up.pio_write) return;
+    upcall_begin(c);
+    c->machine->up.pio_write(c->id, port, n, v & (u32)ones(n));
+    upcall_end(c);
+}
+
+void io_in_string(Cpu *c, u32 port, unsigned n, unsigned count, void *buf) {
+    c->n_pio++;
+    if (!c->machine->up.pio_read_string) {
+        for (unsigned i = 0; i < n * count; i++) ((volatile u8 *)buf)[i] = 0xff;
+        return;
+    }
+    upcall_begin(c);
+    c->machine->up.pio_read_string(c->id, port, n, count, buf);
+    upcall_end(c);
+}
+
+void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf) {
+    c->n_pio++;
+    if (!c->machine->up.pio_write_string) return;
+    upcall_begin(c);
+    c->machine->up.pio_write_string(c->id, port, n, count, buf);
+    upcall_end(c);
+}
+
+u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
+    Machine *m = c->machine;
+    u64 v;
+    c->n_mmio++;
+    if (m->local_mmio && m->local_mmio(c, gpa, n, &v, false)) return v & ones(n);
+    if (!m->up.mmio_read) return ones(n);
+    upcall_begin(c);
+    v = m->up.mmio_read(c->id, gpa, n);
+    upcall_end(c);
+    return v & ones(n);
+}
+
+void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v) {
+    Machine *m = c->machine;
+    c->n_mmio++;
+    v &= ones(n);
+    if (m->local_mmio && m->local_mmio(c, gpa, n, &v, true)) return;
+    if (ring_doorbell(c, true, gpa, n, v) || !m->up.mmio_write) return;
+    upcall_begin(c);
+    m->up.mmio_write(c->id, gpa, n, v);
+    upcall_end(c);
+}
