@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from qemupy.main_loop.clock import HeapTimer, Timer, TimerHeap
 
@@ -41,40 +42,70 @@ class HostClock(LoopClock):
         return time.time_ns()
 
 
+class CoreClock(Protocol):
+    """The clock in the core, from which the TSC and the local APIC timers run."""
+
+    def now(self) -> int: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def set(self, ns: int) -> None: ...
+
+
 class VirtualClock(LoopClock):
-    """Guest time: monotonic host time plus an offset while running, constant while stopped. The core computes the
-    TSC from the same two numbers (`on_change` hands them over), so that all guest time sources agree."""
+    """Guest time: monotonic host time plus an offset while running, constant while stopped.
+
+    Where there is a core its clock leads: at every start the offset between the two is measured, so that reading the
+    time costs no call into the core and yet all guest time sources agree.
+    """
 
     def __init__(self, heap: TimerHeap) -> None:
         super().__init__(heap)
         self.running = False
+        self.core: CoreClock | None = None
         self._offset = 0
         self._stopped_at = 0
-        self.on_change: Callable[[bool, int], None] | None = None
 
     def now(self) -> int:
         return time.monotonic_ns() + self._offset if self.running else self._stopped_at
 
     def start(self) -> None:
         if not self.running:
-            self._offset = self._stopped_at - time.monotonic_ns()
+            if self.core is not None:
+                self.core.start()
+                self._offset = _measure_offset(self.core)
+            else:
+                self._offset = self._stopped_at - time.monotonic_ns()
             self.running = True
-            self._tell()
 
     def stop(self) -> None:
         if self.running:
-            self._stopped_at = self.now()
+            if self.core is not None:
+                self.core.stop()
+                self._stopped_at = self.core.now()
+            else:
+                self._stopped_at = self.now()
             self.running = False
-            self._tell()
 
     def set(self, now: int) -> None:
         """Put the stopped clock to `now` (loading a saved machine)."""
         if self.running:
             raise RuntimeError("the virtual clock is set only while stopped")
         self._stopped_at = now
-        self._tell()
+        if self.core is not None:
+            self.core.set(now)
 
-    def _tell(self) -> None:
-        """`on_change(running, value)`: value is the offset to CLOCK_MONOTONIC, or the time it stands at."""
-        if self.on_change is not None:
-            self.on_change(self.running, self._offset if self.running else self._stopped_at)
+
+def _measure_offset(core: CoreClock) -> int:
+    """Core time minus monotonic time; of several samples the one taken fastest."""
+    best: tuple[int, int] | None = None
+    for _ in range(5):
+        before = time.monotonic_ns()
+        now = core.now()
+        after = time.monotonic_ns()
+        if best is None or after - before < best[0]:
+            best = (after - before, now - (before + after) // 2)
+    assert best is not None
+    return best[1]

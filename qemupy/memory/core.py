@@ -40,25 +40,23 @@ class CoreMemory(Protocol):
         """A zeroed block, page aligned in RAM space; BackendError when the host has not enough memory."""
 
     def view(self, offset: int, size: int) -> memoryview:
-        """Writable view of RAM space. Not to be kept beyond an upcall or safe point."""
+        """View of RAM space, for reading. Not to be kept beyond an upcall or safe point."""
 
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         """Replace the flat view. Takes effect at the next instruction boundary of every vCPU."""
 
-    def store_before(self, offset: int, size: int) -> None:
-        """A store to RAM space by somebody else than a vCPU is about to happen."""
-
-    def store_after(self, offset: int, size: int) -> None:
-        """The store has landed: mark dirty, invalidate decoded code."""
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """A store to RAM space by somebody else than a vCPU: announced, done, marked dirty, decoded code invalidated.
+        With the BQL held."""
 
 
 class PyCoreMemory:
-    """RAM in a bytearray; the announced stores are kept for tests to look at."""
+    """RAM in a bytearray; the stores are noted for tests to look at."""
 
     def __init__(self) -> None:
         self._ram = bytearray()
         self.ranges: list[CoreRange] = []
-        self.stores: list[tuple[str, int, int]] = []
+        self.stores: list[tuple[int, int]] = []
 
     def alloc(self, name: str, size: int) -> RamBlock:
         offset = len(self._ram)
@@ -71,8 +69,6 @@ class PyCoreMemory:
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         self.ranges = list(ranges)
 
-    def store_before(self, offset: int, size: int) -> None:
-        self.stores.append(("before", offset, size))
-
-    def store_after(self, offset: int, size: int) -> None:
-        self.stores.append(("after", offset, size))
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self._ram[offset : offset + len(data)] = data
+        self.stores.append((offset, len(data)))

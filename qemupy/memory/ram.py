@@ -47,10 +47,7 @@ class GuestRam:
                 done += min(skip, len(view) - done)
                 continue
             count = min(len(view) - done, hit.end - address)
-            ram = hit.ram_offset(address)
-            self._core.store_before(ram, count)
-            self._core.view(ram, count)[:] = view[done : done + count]
-            self._core.store_after(ram, count)
+            self._core.store(hit.ram_offset(address), view[done : done + count])
             done += count
 
     def read_int(self, gpa: int, size: int) -> int:

@@ -64,10 +64,7 @@ class AddressSpace:
             self.write(gpa, half, value & _ONES[half])
             self.write(gpa + half, half, value >> half * 8)
         elif hit.direct_write:
-            ram = hit.ram_offset(gpa)
-            self.core.store_before(ram, size)
-            self.core.view(ram, size)[:] = value.to_bytes(size, "little")
-            self.core.store_after(ram, size)
+            self.core.store(hit.ram_offset(gpa), value.to_bytes(size, "little"))
         elif hit.region.ops is not None and not hit.readonly:
             hit.region.ops.write(offset, size, value)
 

@@ -1,0 +1,1 @@
+"""Accelerators, vCPU threads, CPU state."""

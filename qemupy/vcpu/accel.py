@@ -1,0 +1,163 @@
+"""What runs guest code, as the machine sees it. `interp.py` is our core; tests pass `FakeAccel`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qemupy.main_loop.bql import Bql, ThreadBql
+from qemupy.main_loop.clocks import CoreClock
+from qemupy.memory import CoreMemory, PyCoreMemory
+
+
+class Exit(enum.IntEnum):
+    """Why a vCPU left guest code (csrc/api.h)."""
+
+    KICK = 1
+    SHUTDOWN = 2
+    RESET = 3
+    DEBUG = 4
+    ERROR = 5
+    HALT = 6
+
+
+def _ones(port: int, size: int) -> int:
+    return (1 << size * 8) - 1
+
+
+@dataclasses.dataclass(slots=True)
+class Upcalls:
+    """Calls out of guest code, on the vCPU's thread with the BQL held. The board and the Vm fill the table."""
+
+    pio_read: Callable[[int, int], int] = _ones
+    pio_write: Callable[[int, int, int], None] = lambda port, size, value: None
+    pio_read_string: Callable[[int, int, int], bytes] = lambda port, size, count: b"\xff" * (size * count)
+    pio_write_string: Callable[[int, int, bytes], None] = lambda port, size, data: None
+    mmio_read: Callable[[int, int], int] = _ones
+    mmio_write: Callable[[int, int, int], None] = lambda gpa, size, value: None
+    intack: Callable[[], int] = lambda: -1
+    apic_eoi: Callable[[int], None] = lambda vector: None
+    failed: Callable[[BaseException], None] = lambda error: None  # a handler raised
+
+
+class Vcpu(Protocol):
+    index: int
+
+    def run(self) -> int:
+        """Guest code until an exit, without BQL and GIL; an `Exit`."""
+
+    def kick(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def set_intr(self, level: bool) -> None:
+        """The 8259's INTR."""
+
+    def nmi(self) -> None: ...
+
+    def state(self) -> Any:
+        """The registers as an object with api.h's names (QpyCpuState). Only while paused."""
+
+    def set_state(self, state: Any) -> None: ...
+
+    def translate(self, linear: int) -> int | None: ...
+
+    def read(self, linear: int, size: int) -> bytes: ...
+
+
+class Accel(Protocol):
+    name: str
+    bql: Bql
+    memory: CoreMemory
+    clock: CoreClock | None
+    upcalls: Upcalls
+
+    def create_vcpu(self, model: str) -> Vcpu: ...
+
+    def set_a20(self, enabled: bool) -> None: ...
+
+    def apic_deliver(self, dest: int, logical: bool, mode: int, vector: int, level: bool) -> None: ...
+
+    def msi(self, address: int, data: int) -> None: ...
+
+    def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]: ...
+
+    def close(self) -> None: ...
+
+
+class FakeVcpu:
+    """Runs nothing until it is kicked; `exits` are reasons it leaves with before that."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.exits: list[Exit] = []
+        self.resets = 0
+        self.nmis = 0
+        self.intr = False
+        self._kicked = threading.Event()
+
+    def run(self) -> int:
+        if self.exits:
+            return self.exits.pop(0)
+        self._kicked.wait()
+        self._kicked.clear()
+        return Exit.KICK
+
+    def kick(self) -> None:
+        self._kicked.set()
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def set_intr(self, level: bool) -> None:
+        self.intr = level
+
+    def nmi(self) -> None:
+        self.nmis += 1
+
+    def state(self) -> Any:
+        raise NotImplementedError
+
+    def set_state(self, state: Any) -> None:
+        raise NotImplementedError
+
+    def translate(self, linear: int) -> int | None:
+        return linear
+
+    def read(self, linear: int, size: int) -> bytes:
+        return bytes(size)
+
+
+class FakeAccel:
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.bql: Bql = ThreadBql()
+        self.memory: CoreMemory = PyCoreMemory()
+        self.clock: CoreClock | None = None
+        self.upcalls = Upcalls()
+        self.vcpus: list[FakeVcpu] = []
+        self.a20 = True
+        self.messages: list[tuple[int, int]] = []
+
+    def create_vcpu(self, model: str) -> Vcpu:
+        self.vcpus.append(FakeVcpu(len(self.vcpus)))
+        return self.vcpus[-1]
+
+    def set_a20(self, enabled: bool) -> None:
+        self.a20 = enabled
+
+    def apic_deliver(self, dest: int, logical: bool, mode: int, vector: int, level: bool) -> None:
+        self.messages.append((dest, vector))
+
+    def msi(self, address: int, data: int) -> None:
+        self.messages.append((address, data))
+
+    def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]:
+        return f".byte {code[0]:#04x}", 1
+
+    def close(self) -> None:
+        pass

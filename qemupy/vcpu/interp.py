@@ -1,0 +1,223 @@
+"""`-accel interp`: the C core (csrc/api.h) behind the `Accel` Protocol.
+
+Upcalls are process-wide C entry points that carry a vCPU id; a table by id leads to the machine's `Upcalls`. A handler
+that raises is caught here, in the trampoline: the error goes to `Upcalls.failed`, the guest sees ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from qemupy._core import ffi, lib
+from qemupy.errors import BackendError, ConfigError
+from qemupy.main_loop.bql import Bql, CoreBql
+from qemupy.memory.core import PAGE, CoreMemory, CoreRange, RamBlock
+from qemupy.vcpu.accel import Upcalls
+
+_by_vcpu: list[Upcalls] = []
+
+
+def _failed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """cffi does not say which call failed; with one machine in the process it is that machine's."""
+    for upcalls in {id(u): u for u in _by_vcpu}.values():
+        upcalls.failed(error.with_traceback(traceback))
+
+
+@ffi.def_extern(error=0xFFFFFFFF, onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_pio_read(vcpu: int, port: int, size: int) -> int:
+    return _by_vcpu[vcpu].pio_read(port, size)
+
+
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_pio_write(vcpu: int, port: int, size: int, value: int) -> None:
+    _by_vcpu[vcpu].pio_write(port, size, value)
+
+
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_pio_read_string(vcpu: int, port: int, size: int, count: int, buf: Any) -> None:
+    ffi.buffer(buf, size * count)[:] = _by_vcpu[vcpu].pio_read_string(port, size, count)
+
+
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_pio_write_string(vcpu: int, port: int, size: int, count: int, buf: Any) -> None:
+    _by_vcpu[vcpu].pio_write_string(port, size, bytes(ffi.buffer(buf, size * count)))
+
+
+@ffi.def_extern(error=0xFFFFFFFFFFFFFFFF, onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_mmio_read(vcpu: int, gpa: int, size: int) -> int:
+    return _by_vcpu[vcpu].mmio_read(gpa, size)
+
+
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_mmio_write(vcpu: int, gpa: int, size: int, value: int) -> None:
+    _by_vcpu[vcpu].mmio_write(gpa, size, value)
+
+
+@ffi.def_extern(error=-1, onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_intack(vcpu: int) -> int:
+    return _by_vcpu[vcpu].intack()
+
+
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_apic_eoi(vcpu: int, vector: int) -> None:
+    _by_vcpu[vcpu].apic_eoi(vector)
+
+
+_UPCALL_NAMES = (
+    "pio_read", "pio_write", "pio_read_string", "pio_write_string", "mmio_read", "mmio_write", "intack", "apic_eoi",
+)  # fmt: skip
+
+
+class InterpClock:
+    def __init__(self) -> None:
+        self.handle = ffi.gc(lib.qpy_clock_new(), lib.qpy_clock_free)
+
+    def now(self) -> int:
+        return int(lib.qpy_clock_now(self.handle))
+
+    def start(self) -> None:
+        lib.qpy_clock_start(self.handle)
+
+    def stop(self) -> None:
+        lib.qpy_clock_stop(self.handle)
+
+    def set(self, ns: int) -> None:
+        lib.qpy_clock_set(self.handle, ns)
+
+
+class InterpMemory:
+    """RAM space: one host mapping, seen through one memoryview over all blocks taken so far."""
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+        self._view = memoryview(b"")
+
+    def alloc(self, name: str, size: int) -> RamBlock:
+        offset = int(lib.qpy_ram_alloc(self._machine, size))
+        if offset < 0:
+            raise BackendError(f"cannot set up guest memory '{name}': Cannot allocate memory")
+        end = max(offset + -(-size // PAGE) * PAGE, len(self._view))
+        self._view = memoryview(ffi.buffer(lib.qpy_ram_host(self._machine, 0), end))
+        return RamBlock(name, offset, size)
+
+    def view(self, offset: int, size: int) -> memoryview:
+        return self._view[offset : offset + size]
+
+    def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
+        table = ffi.new("QpyMemRange[]", max(len(ranges), 1))
+        for entry, r in zip(table, ranges, strict=False):
+            entry.gpa, entry.size, entry.kind = r.gpa, r.size, r.kind
+            entry.ram_off, entry.write_off, entry.write_upcall = r.ram_off, r.write_off, r.write_upcall
+        if lib.qpy_machine_set_view(self._machine, table, len(ranges)):
+            raise BackendError("the core refuses the memory map")
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        lib.qpy_ram_store(self._machine, offset, ffi.from_buffer(data), len(data))
+
+
+class InterpVcpu:
+    def __init__(self, accel: InterpAccel, machine: Any, model: str) -> None:
+        message = ffi.new("char[]", 512)
+        handle = lib.qpy_vcpu_new(machine, model.encode(), message, 512)
+        if not handle:
+            raise ConfigError(ffi.string(message).decode(errors="replace"))
+        self.handle = handle
+        self.index = int(lib.qpy_vcpu_index(handle))
+        number = int(lib.qpy_vcpu_id(handle))
+        while len(_by_vcpu) <= number:
+            _by_vcpu.append(accel.upcalls)
+        _by_vcpu[number] = accel.upcalls
+
+    def run(self) -> int:
+        return int(lib.qpy_vcpu_run(self.handle))
+
+    def kick(self) -> None:
+        lib.qpy_vcpu_kick(self.handle)
+
+    def reset(self) -> None:
+        lib.qpy_vcpu_reset(self.handle)
+
+    def set_intr(self, level: bool) -> None:
+        lib.qpy_vcpu_set_intr(self.handle, level)
+
+    def nmi(self) -> None:
+        lib.qpy_vcpu_nmi(self.handle)
+
+    def state(self) -> Any:
+        out = ffi.new("QpyCpuState *")
+        lib.qpy_vcpu_get_state(self.handle, out)
+        return out
+
+    def set_state(self, state: Any) -> None:
+        if lib.qpy_vcpu_set_state(self.handle, state):
+            raise ValueError("not a CPU state")
+
+    def stats(self) -> Any:
+        out = ffi.new("QpyVcpuStats *")
+        lib.qpy_vcpu_stats(self.handle, out)
+        return out
+
+    def translate(self, linear: int) -> int | None:
+        gpa = ffi.new("uint64_t *")
+        return None if lib.qpy_vcpu_translate(self.handle, linear, gpa) else int(gpa[0])
+
+    def read(self, linear: int, size: int) -> bytes:
+        """From the start as many bytes as are mapped."""
+        data = bytearray(size)
+        count = int(lib.qpy_vcpu_read(self.handle, linear, ffi.from_buffer(data), size))
+        return bytes(data[: max(count, 0)])
+
+
+class InterpAccel:
+    name = "interp"
+
+    def __init__(self, max_ram: int) -> None:
+        self.bql: Bql = CoreBql(lib.qpy_bql_lock, lib.qpy_bql_unlock)
+        self.clock = InterpClock()
+        machine = lib.qpy_machine_new(self.clock.handle, max_ram)
+        if not machine:
+            raise BackendError("cannot reserve address space for guest memory: Cannot allocate memory")
+        self._machine = machine
+        self.memory: CoreMemory = InterpMemory(machine)
+        self.upcalls = Upcalls()
+        self.vcpus: list[InterpVcpu] = []
+        table = ffi.new("QpyUpcalls *")
+        for name in _UPCALL_NAMES:
+            setattr(table, name, getattr(lib, f"qpy_up_{name}"))
+        lib.qpy_machine_set_upcalls(machine, table)
+
+    def create_vcpu(self, model: str) -> InterpVcpu:
+        self.vcpus.append(InterpVcpu(self, self._machine, model))
+        return self.vcpus[-1]
+
+    def set_a20(self, enabled: bool) -> None:
+        lib.qpy_machine_set_a20(self._machine, enabled)
+
+    def apic_deliver(self, dest: int, logical: bool, mode: int, vector: int, level: bool) -> None:
+        lib.qpy_apic_deliver(self._machine, dest, logical, mode, vector, level)
+
+    def msi(self, address: int, data: int) -> None:
+        lib.qpy_apic_msi(self._machine, address, data)
+
+    def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]:
+        out = ffi.new("char[]", 256)
+        length = int(lib.qpy_disassemble(rip, bits, code, len(code), out, 256))
+        return ffi.string(out).decode(), length
+
+    def close(self) -> None:
+        """With no vCPU running."""
+        for vcpu in self.vcpus:
+            lib.qpy_vcpu_free(vcpu.handle)
+        self.vcpus.clear()
+        if self._machine:
+            lib.qpy_machine_free(self._machine)
+            self._machine = None
+
+
+def cpu_models() -> list[str]:
+    names: list[str] = []
+    while name := lib.qpy_cpu_model_name(len(names)):
+        names.append(ffi.string(name).decode())
+    return names

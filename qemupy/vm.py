@@ -1,0 +1,278 @@
+"""`Vm`: one machine as a whole: clocks, memory, ports, devices, vCPUs, backends, and the run state.
+
+A board (hw/i386) builds into a Vm: it maps regions and ports, adds devices and vCPUs. Afterwards `start` runs it.
+
+Run-state changes may be asked for anywhere, also inside a device handler on a vCPU thread: `request_*` only notes the
+wish and shuts the vCPU gate, so that the vCPU stops at the end of its instruction; the main loop then serves the wish
+with all vCPUs idle. `stop`, `cont` and `paused` are for code that runs in the main loop (monitors).
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from qemupy.backends.chardev.options import Chardevs
+from qemupy.config import Config
+from qemupy.hw.core import Device, State
+from qemupy.main_loop.loop import MainLoop
+from qemupy.main_loop.workers import Workers
+from qemupy.memory import AddressSpace, GuestRam, MemoryRegion, PortSpace
+from qemupy.vcpu.accel import Accel, Exit, Vcpu
+from qemupy.vcpu.threads import VcpuManager
+
+if TYPE_CHECKING:
+    from qemupy.backends.block.drive import Drive
+
+
+class RunState(enum.StrEnum):
+    """QEMU's names."""
+
+    PRELAUNCH = "prelaunch"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+    DEBUG = "debug"
+    IO_ERROR = "io-error"
+    INTERNAL_ERROR = "internal-error"
+    RESTORE_VM = "restore-vm"
+    SAVE_VM = "save-vm"
+
+
+class Screen(Protocol):
+    """A display device, for screendump."""
+
+    def screenshot(self) -> tuple[int, int, bytes]:
+        """Width, height and RGB bytes, rows from the top."""
+
+
+class Keyboard(Protocol):
+    def key(self, qcode: str, down: bool) -> None:
+        """One key by its QEMU name (`a`, `shift`, `ret`, `f1`, ...) goes down or up."""
+
+
+class Vm:
+    DRAIN_SECONDS = 30.0
+
+    def __init__(self, config: Config, accel: Accel) -> None:
+        self.config, self.accel = config, accel
+        self.bql = accel.bql
+        self.loop = MainLoop(accel.bql)
+        self.loop.on_exception = self.fail
+        self.loop.virtual.core = accel.clock
+        self.workers = Workers(self.loop)
+        self.chardevs = Chardevs(self.loop)
+        self.chardevs.on_quit = lambda: self.request_shutdown("host-ui")
+        self.drives: dict[str, Drive] = {}
+        self.memory_root = MemoryRegion("system", 1 << 64)
+        with self.bql:
+            self.memory = AddressSpace("memory", self.memory_root, accel.memory)
+        self.ports = PortSpace()
+        self.dma = GuestRam(self.memory)
+        self.devices: dict[str, State] = {}
+        self.manager = VcpuManager(self.bql, self._vcpu_exited)
+        self.run_state = RunState.PRELAUNCH
+        self.exit_status = 0
+        self.screen: Screen | None = None
+        self.keyboard: Keyboard | None = None
+        self.monitored = False  # somebody could look at a stopped machine
+        self.roms: list[tuple[int, int, str]] = []  # (address, size, name), for `info roms`
+        self._resets: list[Callable[[], None]] = []
+        self._powerdowns: list[Callable[[], None]] = []
+        self._state_listeners: list[Callable[[RunState], None]] = []
+        self._requests: list[Callable[[], None]] = []
+        self._connect_upcalls()
+
+    def _connect_upcalls(self) -> None:
+        up = self.accel.upcalls
+        up.pio_read, up.pio_write = self.ports.read, self.ports.write
+        up.pio_read_string, up.pio_write_string = self.ports.read_string, self.ports.write_string
+        up.mmio_read, up.mmio_write = self.memory.read, self.memory.write
+        up.failed = self.fail
+
+    # What boards call
+
+    def add(self, name: str, device: State) -> None:
+        """Give a device its place in snapshots and `info qtree`. Devices are reset in the order they were added."""
+        if name in self.devices:
+            raise ValueError(f"two devices are named {name}")
+        self.devices[name] = device
+        self.on_reset(device.reset)
+
+    def on_reset(self, call: Callable[[], None]) -> None:
+        self._resets.append(call)
+
+    def on_powerdown(self, call: Callable[[], None]) -> None:
+        """`system_powerdown`: the ACPI power button."""
+        self._powerdowns.append(call)
+
+    def on_run_state(self, call: Callable[[RunState], None]) -> None:
+        self._state_listeners.append(call)
+
+    def add_vcpu(self, model: str) -> Vcpu:
+        vcpu = self.accel.create_vcpu(model)
+        self.manager.add(vcpu)
+        return vcpu
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        return self.manager.vcpus
+
+    # Running: in the main loop, with the BQL
+
+    @property
+    def running(self) -> bool:
+        return self.run_state == RunState.RUNNING
+
+    def run(self) -> int:
+        """Power on and stay in the main loop until the machine ends; the exit status."""
+        with self.bql:
+            self.reset()
+            self.manager.start_threads()
+            if not self.config.paused:
+                self.cont()
+        try:
+            self.loop.run()
+        finally:
+            self.close()
+        return self.exit_status
+
+    def cont(self) -> None:
+        if self.running:
+            return
+        if self.run_state == RunState.SHUTDOWN:
+            self.reset()
+        self._set_state(RunState.RUNNING)
+        self.loop.virtual.start()
+        self.manager.open()
+
+    def stop(self, state: RunState = RunState.PAUSED) -> None:
+        """All vCPUs idle, guest time standing, disk requests completed."""
+        if not self.running:
+            if self.run_state != RunState.PRELAUNCH or state != RunState.PAUSED:
+                self._set_state(state)
+            return
+        self.manager.shut()
+        self.manager.wait_idle()
+        self.loop.virtual.stop()
+        self._set_state(state)
+        self.drain()
+
+    def _set_state(self, state: RunState) -> None:
+        self.run_state = state
+        for listener in self._state_listeners:
+            listener(state)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A moment with all vCPUs idle, for looking at registers; guest time goes on."""
+        with self.manager.paused():
+            yield
+
+    def reset(self) -> None:
+        """Power-on state of everything; the vCPUs are idle."""
+        for call in self._resets:
+            call()
+        for vcpu in self.vcpus:
+            vcpu.reset()
+
+    def drain(self) -> None:
+        """Complete the disk requests in flight, and the guest's queued output."""
+        end = time.monotonic() + self.DRAIN_SECONDS
+        while any(d.in_flight for d in self.drives.values()) and time.monotonic() < end:
+            self.loop.iterate(50_000_000)
+
+    # Requests: from anywhere, also inside upcalls
+
+    def _request(self, serve: Callable[[], None]) -> None:
+        self._requests.append(serve)
+        self.manager.shut()
+        self.loop.post(self._serve_requests)
+
+    def _serve_requests(self) -> None:
+        while self._requests:
+            serve = self._requests.pop(0)
+            self.manager.wait_idle()
+            try:
+                serve()
+            finally:
+                self.manager.open()
+
+    def request_stop(self, state: RunState = RunState.PAUSED) -> None:
+        self._request(lambda: self.stop(state))
+
+    def request_reset(self, reason: str) -> None:
+        if self.config.reboot:
+            self._request(self.reset)
+        else:
+            self.request_shutdown(reason)
+
+    def request_shutdown(self, reason: str, status: int = 0) -> None:
+        """The guest powered off (`guest-shutdown`), or the host wants the end (`host-signal`, `host-ui`)."""
+
+        def serve() -> None:
+            self.exit_status = status
+            if self.config.shutdown or reason.startswith("host"):
+                self.stop(RunState.SHUTDOWN)
+                self.loop.quit()
+            else:
+                self.stop(RunState.SHUTDOWN)
+
+        self._request(serve)
+
+    def powerdown(self) -> None:
+        """Press the power button. In the main loop."""
+        for call in self._powerdowns:
+            call()
+
+    def nmi(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.nmi()
+
+    def _vcpu_exited(self, vcpu: Vcpu, reason: Exit) -> None:
+        """On the vCPU's thread, without the BQL."""
+        with self.bql:
+            if reason in (Exit.SHUTDOWN, Exit.RESET):
+                self.request_reset("guest-reset")
+            elif reason == Exit.DEBUG:
+                self.request_stop(RunState.DEBUG)
+            elif reason == Exit.ERROR:
+                self.fail(RuntimeError(f"the core cannot go on with vCPU {vcpu.index}"))
+
+    def fail(self, error: BaseException) -> None:
+        """A device handler or a main-loop callback raised: a fault of ours. Report it and stop the machine; without a
+        monitor to look at it, end."""
+        sys.stderr.write("qemupy: internal error, the machine is stopped\n")
+        traceback.print_exception(error, file=sys.stderr)
+
+        def serve() -> None:
+            self.exit_status = 1
+            self.stop(RunState.INTERNAL_ERROR)
+            if not self.monitored:
+                self.loop.quit()
+
+        if self.run_state != RunState.INTERNAL_ERROR:
+            self._request(serve)
+
+    # The end
+
+    def close(self) -> None:
+        """Complete and flush what the guest wrote, end the threads, give the terminal back."""
+        with self.bql:
+            self.manager.end()
+            self.loop.virtual.stop()
+            self.drain()
+        for drive in self.drives.values():
+            drive.close()
+        self.workers.stop()
+        self.chardevs.close()
+        self.accel.close()
+        self.loop.close()
+
+
+__all__ = ["Device", "Keyboard", "RunState", "Screen", "Vm"]
