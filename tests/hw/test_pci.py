@@ -49,8 +49,7 @@ class Machine:
         self.host = PciHost(bus=self.bus)
         self.bridge = I440FX(system=self.system, ram=self.ram, pci=self.pci_memory)
         self.irqs = [IrqLine(lambda n, level: None, n) for n in range(16)]
-        self.resets = 0
-        self.piix3 = Piix3(irqs=self.irqs, request_reset=self.on_reset, multifunction=True)
+        self.piix3 = Piix3(irqs=self.irqs, multifunction=True)
         self.bus.route = self.piix3.set_interrupt
         self.card = Card()
         self.bus.plug(self.bridge, 0)
@@ -58,10 +57,6 @@ class Machine:
         self.devfn = self.bus.plug(self.card)
         self.ports.map(0xCF8, self.host.bank("address"))
         self.ports.map(0xCFC, self.host.bank("data"))
-        self.ports.map(0xCF9, self.piix3.bank("reset"), priority=1)
-
-    def on_reset(self) -> None:
-        self.resets += 1
 
     def read(self, devfn: int, reg: int, size: int = 4) -> int:
         self.ports.write(0xCF8, 4, 0x80000000 | devfn << 8 | reg & 0xFC)
@@ -182,13 +177,6 @@ def test_shared_lines_are_ored(m: Machine) -> None:
     assert again.irqs[10].level, "the lines are driven again after a load"
     other.set_intx(False)
     assert not m.irqs[10].level
-
-
-def test_reset_control(m: Machine) -> None:
-    m.ports.write(0xCF9, 1, 2)
-    assert m.resets == 0 and m.ports.read(0xCF9, 1) == 2
-    m.ports.write(0xCF9, 1, 6)
-    assert m.resets == 1
 
 
 def test_slots_and_addresses(m: Machine) -> None:

@@ -73,8 +73,7 @@ class RegisterSpec:
         table = self.tables[kind]
         for other_key, other in table.items():
             start, length = other_key >> 4, other_key & 15
-            same_width = length == size or kind.endswith("burst")
-            if other is not function and same_width and offset < start + length and start < offset + size:
+            if other is not function and length == size and offset < start + length and start < offset + size:
                 raise TypeError(
                     f"{owner}: {kind} handlers {function.__name__} [{offset:#04x}-{offset + size - 1:#04x}] and "
                     f"{other.__name__} [{start:#04x}-{start + length - 1:#04x}] collide"

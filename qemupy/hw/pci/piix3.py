@@ -1,20 +1,18 @@
-"""The PIIX3 ISA bridge: routing of the PCI interrupt pins to ISA IRQs, and the reset control register.
+"""The PIIX3 ISA bridge: routing of the PCI interrupt pins to ISA IRQs.
 
-82371SB datasheet 2.2.6 (PIRQRC, 60h-63h: bit 7 off, bits 0-3 the IRQ) and 2.5.4 (RC, port CF9h).
+82371SB datasheet 2.2.6 (PIRQRC, 60h-63h: bit 7 off, bits 0-3 the IRQ). Its register CF9h is a device of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
-from qemupy.hw.core import IrqLine, array, on_read, on_write, u8
+from qemupy.hw.core import IrqLine, array
 from qemupy.hw.core.registry import register
 from qemupy.hw.pci.device import PciDevice
 
 PIRQ = 0x60
 PIRQ_DISABLED = 0x80
-RC_RESET_CPU, RC_SYSTEM = 1 << 2, 1 << 1
 
 
 def pirq_of(devfn: int, pin: int) -> int:
@@ -33,9 +31,7 @@ class Piix3(PciDevice):
     }  # fmt: skip
 
     irqs: list[IrqLine]  # the 16 ISA interrupts, those of PCI wired-or into them
-    request_reset: Callable[[], None]
     sources: list[int] = array(8, 128)  # [PIRQ * 32 + slot]: a bit for every function that drives it
-    reset_control: int = u8()
 
     def set_interrupt(self, devfn: int, pin: int, level: bool) -> None:
         """The bus's interrupt router."""
@@ -76,14 +72,3 @@ class Piix3(PciDevice):
         super().reset()
         for route in used:
             self._drive(route)
-
-    @on_read(0, bank="reset")
-    def read_reset_control(self) -> int:
-        return self.reset_control
-
-    @on_write(0, bank="reset")
-    def write_reset_control(self, value: int) -> None:
-        if value & RC_RESET_CPU:
-            self.request_reset()
-            return
-        self.reset_control = value & RC_SYSTEM

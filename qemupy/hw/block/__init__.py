@@ -1,0 +1,1 @@
+"""Disk, CD-ROM and floppy controllers and their drives."""
