@@ -36,10 +36,11 @@ void qpy_log_write(const char *text, size_t n); /* [any] one whole message, atom
  */
 
 typedef struct QpyClock QpyClock;
-QpyClock *qpy_clock_new(void);                 /* stands at 0 */
-void qpy_clock_free(QpyClock *clock);          /* after every machine that uses it */
-int64_t qpy_clock_now(QpyClock *clock);        /* [any] ns */
-/* running: value is the offset to CLOCK_MONOTONIC; else the time it stands at. Deadlines of APIC timers follow. [BQL] */
+QpyClock *qpy_clock_new(void);          /* stands at 0 */
+void qpy_clock_free(QpyClock *clock);   /* after every machine that uses it */
+int64_t qpy_clock_now(QpyClock *clock); /* [any] ns */
+/* running: value is the offset to CLOCK_MONOTONIC; else the time it stands at. Deadlines of APIC timers follow. [BQL]
+ */
 void qpy_clock_sync(QpyClock *clock, int running, int64_t value);
 
 /* ---- Big lock ------------------------------------------------------------------------------------------------------
@@ -157,10 +158,9 @@ void qpy_apic_msi(QpyMachine *m, uint64_t address, uint32_t data); /* [any] a me
 enum {
     QPY_EXIT_KICK = 1,     /* qpy_vcpu_kick, or the instruction budget is used up */
     QPY_EXIT_SHUTDOWN = 2, /* triple fault */
-    QPY_EXIT_RESET = 3,
-    QPY_EXIT_DEBUG = 4, /* debugger breakpoint or step */
-    QPY_EXIT_ERROR = 5, /* the core cannot go on; see the log */
-    QPY_EXIT_HALT = 6   /* only with a budget: halted, nothing pending */
+    QPY_EXIT_DEBUG = 4,    /* debugger breakpoint or step */
+    QPY_EXIT_ERROR = 5,    /* the core cannot go on; see the log */
+    QPY_EXIT_HALT = 6      /* only with a budget: halted, nothing pending */
 };
 
 /* model: "qemu64", "max", ..., optionally followed by ",+feature,-feature". On failure NULL and a message in err. */
@@ -193,8 +193,9 @@ typedef struct QpySegment {
 } QpySegment;
 
 typedef struct QpyApicState {
-    uint64_t base;                                             /* IA32_APIC_BASE */
-    uint32_t id, version, tpr, ldr, dfr, svr, esr, esr_shadow; /* id: xAPIC id, or the 32-bit x2APIC one */
+    uint64_t base; /* IA32_APIC_BASE */
+    uint32_t id, version, tpr, ldr, dfr, svr, esr,
+        esr_new; /* id: of the mode it is in; esr_new: errors since the last ESR write */
     uint32_t isr[8], tmr[8], irr[8];
     uint32_t icr_low, icr_high;
     uint32_t lvt_cmci, lvt_timer, lvt_thermal, lvt_perf, lvt_lint0, lvt_lint1, lvt_error;
@@ -226,9 +227,9 @@ typedef struct QpyCpuState {
     uint8_t halted, nmi_masked, nmi_pending,
         shadow; /* shadow: an STI or MOV SS shadow holds for the next instruction */
     uint8_t cpl;
-    uint16_t fpu_fop, fpu_fcs, fpu_fds;
+    uint16_t fpu_fop, fpu_fcs, fpu_fds; /* x87 opcode and pointers: not in the area below */
     uint64_t fpu_fip, fpu_fdp;
-    uint8_t fpu[1088]; /* XSAVE standard format: legacy area, header, AVX */
+    uint8_t fpu[1088]; /* XSAVE standard format: legacy area, header, AVX at 576 */
     QpyApicState apic;
 } QpyCpuState;
 

@@ -7,6 +7,7 @@
 #ifndef QPY_APIC_APIC_H
 #define QPY_APIC_APIC_H
 
+#include "base/clock.h"
 #include "base/futex.h"
 #include "memory/machine.h"
 
@@ -66,6 +67,8 @@ void apic_timer_write_divide(Apic *a, u32 v);
 void apic_timer_write_lvt(Apic *a, u32 v);
 void apic_write_deadline(Cpu *c, u64 tsc);                    /* IA32_TSC_DEADLINE */
 void apic_timer_rearm(Apic *a);                               /* after the TSC offset, the clock or the state changed */
+void apic_timers_clock_changed(const QpyClock *clock); /* of every machine that uses it */
+void apic_restored(Apic *a);                                  /* registers were set from outside */
 void apic_raise_vector(Apic *a, unsigned vector, bool level); /* lock held */
 
 #endif

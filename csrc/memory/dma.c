@@ -52,3 +52,8 @@ void *dma_map(Machine *m, u64 gpa, u64 *n, bool write) {
     *n = part;
     return host;
 }
+
+void dma_written(Machine *m, u64 gpa, u64 n) {
+    for (u64 part, ram_off; n && gpa < GPA_END; gpa += part, n -= part)
+        if (piece(m, gpa, n, true, &part, &ram_off)) ram_changed(m, ram_off, part);
+}

@@ -96,6 +96,21 @@ void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf
     upcall_end(c);
 }
 
+int io_intack(Cpu *c) {
+    if (!c->machine->up.intack) return -1;
+    upcall_begin(c);
+    int vector = c->machine->up.intack(c->id);
+    upcall_end(c);
+    return vector < 0 ? -1 : vector & 0xff;
+}
+
+void io_apic_eoi(Cpu *c, unsigned vector) {
+    if (!c->machine->up.apic_eoi) return;
+    upcall_begin(c);
+    c->machine->up.apic_eoi(c->id, vector);
+    upcall_end(c);
+}
+
 u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
     Machine *m = c->machine;
     u64 v;

@@ -67,6 +67,7 @@ i64 dirty_fetch(Machine *m, int client, u64 ram_off, u64 size, u8 *out);
 int dma_read(Machine *m, u64 gpa, void *buf, u64 n);
 int dma_write(Machine *m, u64 gpa, const void *buf, u64 n);
 void *dma_map(Machine *m, u64 gpa, u64 *n, bool write);
+void dma_written(Machine *m, u64 gpa, u64 n);
 /* Bytes of the RAM space were written by somebody else than a vCPU. */
 void ram_changed(Machine *m, u64 ram_off, u64 n);
 
