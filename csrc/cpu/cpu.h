@@ -106,11 +106,17 @@ enum {
     PEND_SHADOW = 1 << 8, /* set by the instruction before: STI / MOV SS shadow holds for one instruction */
 };
 
+/* Cpu.exit_reason set by instructions; the values of QPY_EXIT_* (api.h). */
+enum { EXIT_SHUTDOWN = 2 /* triple fault */ };
+
+#define EXC_RESTART 0xffu /* ExcState.vector of exc_restart(): nothing to deliver */
+
 typedef struct ExcState {
     u32 vector, error;
     u64 addr;        /* CR2 for #PF */
     bool has_error;
     bool delivering; /* an event is being delivered: a further fault makes #DF or a triple fault */
+    bool keep_rip;   /* a task switch has loaded the new RIP: faults name it, nothing is rewound */
     bool trap;       /* reported after its instruction: RIP is not rewound, RF not set in the frame */
     u8 first;        /* the vector being delivered */
 } ExcState;
@@ -240,10 +246,14 @@ INLINE bool cpu_attention(const Cpu *c) {
 /* Recomputes mode, tlb, lin_mask, ea_base, seg_rok/wok, mmu_mode from CR0/CR4/EFER/segments/CPL/RFLAGS/XCR0/DR7.
  * Call after any change to one of them (cpu/mode.c). */
 void cpu_update_mode(Cpu *c);
+/* A table that never hits: Cpu.tlb while alignment checks or data breakpoints must see every access. */
+extern TlbEntry tlb_never[TLB_SIZE];
+/* Set by mmu/: drops every translation. */
+extern void (*cpu_flush_hook)(Cpu *c);
 /* Power-on or INIT state (SDM vol 3A table 10-1). INIT keeps FPU, MSRs and caches. */
 void cpu_reset(Cpu *c, bool init);
 
-/* Raising (cpu/exc.c): rewinds rip to the current instruction and jumps to the run loop, which delivers. */
+/* Raising (decode/exc.c): rewinds rip to the current instruction and jumps to the run loop, which delivers. */
 _Noreturn COLD void exc_raise(Cpu *c, unsigned vector);                /* without error code */
 _Noreturn COLD void exc_raise_err(Cpu *c, unsigned vector, u32 error); /* with error code */
 _Noreturn COLD void exc_raise_trap(Cpu *c, unsigned vector);           /* after the instruction: rip is kept */

@@ -29,4 +29,7 @@ extern const FeatureName feature_names[FEAT_COUNT];
 #define PHYS_BITS 40
 #define PHYS_MASK ((1ull << PHYS_BITS) - 1)
 
+/* CPUID.1:EAX, what RESET leaves in EDX. */
+u32 model_signature(const Cpu *c);
+
 #endif

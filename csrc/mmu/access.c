@@ -4,16 +4,13 @@
  * moves. Data then moves piecewise to RAM or to the device dispatcher. No libc here: vector registers are the guest's. */
 #include "mmu/tlb.h"
 
-TlbEntry tlb_never[TLB_SIZE];
-__attribute__((constructor)) static void tlb_never_init(void) {
-    for (u64 set = 0; set < TLB_SIZE; set++) tlb_never[set].rtag = tlb_never[set].wtag = (set ^ 1) << PAGE_BITS;
-}
-
 static u8 void_page[PAGE_SIZE]; /* what a fetch from a device or a hole executes: all ones, hence #UD */
 
 static void copy(void *to, const void *from, unsigned n) { __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory"); }
 
-static _Noreturn void raise_noncanonical(Cpu *c, unsigned seg) { exc_raise_err(c, seg == SEG_SS ? EXC_SS : EXC_GP, 0); }
+static _Noreturn void raise_noncanonical(Cpu *c, unsigned seg) {
+    exc_raise_err(c, seg == SEG_SS ? EXC_SS : EXC_GP, c->exc.delivering);
+}
 
 /* A code segment may be read if its R bit says so, a data segment written if W; the limit by direction of growth
  * (SDM vol 3A 5.3). Real and virtual-8086 mode check limits only. */
@@ -120,9 +117,9 @@ typedef struct Access {
 } Access;
 
 static void access_begin(Cpu *c, Access *a, u64 lin, unsigned n, unsigned access, unsigned seg, unsigned mmu) {
-    u64 room = PAGE_SIZE - (lin & ~PAGE_MASK), next = (lin + room) & c->lin_mask;
+    u64 room = PAGE_SIZE - (lin & ~PAGE_MASK), next = (lin + room) & sys_mask(c);
     a->first = n <= room ? n : (unsigned)room;
-    if (c->lin_mask == ~0ull && (!lin_canonical(c, lin) || (a->first < n && !lin_canonical(c, next))))
+    if ((c->efer & EFER_LMA) && (!lin_canonical(c, lin) || (a->first < n && !lin_canonical(c, next))))
         raise_noncanonical(c, seg);
     translate(c, lin, access, mmu, &a->x[0]);
     if (a->first < n) translate(c, next, access, mmu, &a->x[1]);
@@ -245,17 +242,19 @@ void mem_probe(Cpu *c, unsigned seg, u64 off, unsigned n, unsigned access) {
 }
 
 u64 sys_read(Cpu *c, u64 lin, unsigned n) {
-    void *p = tlb_hit_r(c->tlbs[MMU_KERNEL], lin & c->lin_mask, n);
+    lin &= sys_mask(c);
+    void *p = tlb_hit_r(c->dbg_data ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
     u64 v = 0;
-    if (unlikely(!p)) return mem_slow_read(c, lin & c->lin_mask, n, SEG_ES, MMU_KERNEL);
+    if (unlikely(!p)) return mem_slow_read(c, lin, n, SEG_ES, MMU_KERNEL);
     copy(&v, p, n);
     return v;
 }
 
 void sys_write(Cpu *c, u64 lin, unsigned n, u64 v) {
-    void *p = tlb_hit_w(c->tlbs[MMU_KERNEL], lin & c->lin_mask, n);
+    lin &= sys_mask(c);
+    void *p = tlb_hit_w(c->dbg_data ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
     if (likely(p != NULL)) copy(p, &v, n);
-    else mem_slow_write(c, lin & c->lin_mask, n, v, SEG_ES, MMU_KERNEL);
+    else mem_slow_write(c, lin, n, v, SEG_ES, MMU_KERNEL);
 }
 
 const u8 *mmu_fetch(Cpu *c, u64 lin, u64 *ram_off) {

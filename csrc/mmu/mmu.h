@@ -9,9 +9,6 @@
 /* Access kinds; values are #PF error-code bits where they have one. */
 enum { ACC_READ = 0, ACC_WRITE = 2, ACC_FETCH = 16 };
 
-/* A table that never hits: Cpu.tlb while alignment checks or data breakpoints must see every access. */
-extern TlbEntry tlb_never[TLB_SIZE];
-
 /* Whether lin is canonical at the current paging depth. */
 INLINE bool lin_canonical(const Cpu *c, u64 lin) {
     unsigned shift = c->cr4 & CR4_LA57 ? 7 : 16;
@@ -96,6 +93,8 @@ void st_wide_end(Cpu *c, unsigned seg, u64 off, unsigned n, void *buf, void *whe
 /* Proves n bytes (at most two pages) readable (ACC_READ) or writable (ACC_WRITE), raising like the access would. */
 void mem_probe(Cpu *c, unsigned seg, u64 off, unsigned n, unsigned access);
 
+/* Width of linear addresses: long mode's tables and inner stacks lie above 4 GiB even while 32-bit code runs. */
+INLINE u64 sys_mask(const Cpu *c) { return c->efer & EFER_LMA ? ~0ull : 0xffffffff; }
 /* Implicit supervisor accesses at linear addresses: descriptor tables, TSS. n = 1, 2, 4, 8. */
 u64 sys_read(Cpu *c, u64 lin, unsigned n);
 void sys_write(Cpu *c, u64 lin, unsigned n, u64 v);

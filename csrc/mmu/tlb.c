@@ -84,6 +84,8 @@ void tlb_flush_all(Cpu *c) {
     c->n_tlb_flush++;
 }
 
+__attribute__((constructor)) static void tlb_init(void) { cpu_flush_hook = tlb_flush_all; }
+
 void tlb_drop_nonglobal(Cpu *c) {
     for (unsigned i = 0; i < c->n_nonglobal; i++) {
         TlbEntry *e = entry_at(c, c->nonglobal[i]);
