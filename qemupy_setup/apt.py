@@ -1,6 +1,6 @@
 """Files out of Debian packages, without installing them: a private apt for amd64 and i386 beside the host's own.
 
-The host's apt sources, keys and proxies are used, but neither its package lists nor its list of architectures is touched.
+The host's apt sources, keys and proxies are used; its package lists and list of architectures stay as they are.
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from qemupy_setup.paths import cache_dir
-from qemupy_setup.steps import SetupError, locked, made_once, run, step, stdout_of
+from qemupy_setup.steps import SetupError, locked, made_once, run, stdout_of, step
 from qemupy_setup.system import update
 
 HOST_APT = Path("/etc/apt")
@@ -19,7 +19,7 @@ def release() -> str:
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)', Path("/etc/os-release").read_text(), re.M))
     if fields.get("ID") != "debian" or not fields.get("VERSION_CODENAME"):
         raise SetupError("guests are made from Debian's packages: this needs a Debian 12 host")
-    return fields["VERSION_CODENAME"]
+    return str(fields["VERSION_CODENAME"])
 
 
 def sources() -> str:

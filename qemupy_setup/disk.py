@@ -1,7 +1,7 @@
 """A Debian disk image made from packages, without loop devices: what an installation on a PC would leave.
 
 One bootable ext4 partition at 1 MiB; GRUB's boot.img in the first 440 bytes and its core image from sector 1, as
-grub-install lays them out ("GNU GRUB manual", BIOS installation). Serial and VGA console, root login with a known password.
+grub-install lays them out (GNU GRUB manual, "BIOS installation"). Serial and VGA console; root's password is known.
 """
 
 import struct
@@ -59,7 +59,8 @@ echo debian > "$1/etc/hostname"
 printf '127.0.0.1\\tlocalhost\\n127.0.1.1\\tdebian\\n' > "$1/etc/hosts"
 echo 'UUID={FS_UUID} / ext4 errors=remount-ro 0 1' > "$1/etc/fstab"
 printf 'auto lo\\niface lo inet loopback\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n' > "$1/etc/network/interfaces"
-chroot "$1" systemctl disable -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
+chroot "$1" systemctl disable -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \\
+    e2scrub_all.timer e2scrub_reap.service fstrim.timer
 mkdir -p "$1/boot/grub"
 cat > "$1/boot/grub/grub.cfg" <<'END'
 {GRUB_CFG}END
@@ -113,7 +114,8 @@ def _partition(image: Path) -> None:
 def _install_grub(image: Path) -> None:
     modules = apt.package_tree("grub-pc-bin") / "usr/lib/grub/i386-pc"
     core_path = image.parent / "core.img"
-    run(["grub-mkimage", "-O", "i386-pc", "-d", modules, "-p", "(hd0,msdos1)/boot/grub", "-o", core_path, *GRUB_MODULES])
+    run(["grub-mkimage", "-O", "i386-pc", "-d", modules, "-p", "(hd0,msdos1)/boot/grub", "-o", core_path,
+         *GRUB_MODULES])
     core = bytearray(core_path.read_bytes())
     if len(core) > PARTITION_START - SECTOR:
         raise AssertionError("GRUB's core image does not fit before the partition")

@@ -1,4 +1,4 @@
-"""Small Linux root file systems in memory: a cpio archive ("newc", Linux buffer-format.rst) with busybox and our /init."""
+"""Small root file systems in memory: a cpio archive (Linux initramfs buffer format) with busybox and our /init."""
 
 import gzip
 import stat
