@@ -113,14 +113,14 @@ class Machine:
 
     def run(self, command: str, timeout: float = 60) -> str:
         """Run a shell command in a guest that shows a shell prompt; returns its output, checks its exit status."""
-        mark = f"status{time.monotonic_ns()}"
+        mark = str(time.monotonic_ns())
         # The quotes keep the echo of what is typed from matching.
-        self.send(f"{command}; echo {mark[:6]}''{mark[6:]}=$?\n")
-        start = self._position
-        found = self.expect(rf"{mark}=(\d+)\n", timeout)
+        self.send(f"echo {mark}''begin; {command}; echo {mark}''end=$?\n")
+        start = self.expect(f"{mark}begin\n", timeout).end()
+        found = self.expect(rf"{mark}end=(\d+)\n", timeout)
         if found.group(1) != "0":
             raise self._failure(f"guest command {command!r} failed with {found.group(1)}")
-        return self.text()[start:found.start()].partition("\n")[2]
+        return self.text()[start:found.start()]
 
     def wait(self, timeout: float) -> int:
         """Wait for the program to end; returns its exit status."""
