@@ -7,8 +7,6 @@ import dataclasses
 from qemupy import options
 from qemupy.errors import ConfigError
 
-QEMU_VERSION = "7.2.22"  # the version whose interfaces we follow; clients parse it
-
 DRIVE_KEYS = (
     "file", "format", "if", "index", "bus", "unit", "media", "readonly", "read-only", "snapshot", "cache", "discard",
     "detect-zeroes", "aio", "id", "file.locking", "file.filename", "file.driver", "driver", "size", "serial", "werror",
@@ -34,6 +32,7 @@ class DriveConfig:
     locking: bool = True
     size: int = 1 << 30
     serial: str = ""
+    option: str = ""  # the option it came from, for messages
 
     @property
     def removable(self) -> bool:
@@ -69,6 +68,7 @@ class Config:
     reboot: bool = True
     shutdown: bool = True
     paused: bool = False
+    pidfile: str | None = None
     log_mask: int = 0
     log_file: str | None = None
     globals: tuple[str, ...] = ()

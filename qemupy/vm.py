@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from qemupy.backends.chardev import CharBackend
 from qemupy.backends.chardev.options import Chardevs
 from qemupy.config import Config
 from qemupy.hw.core import Device, State
@@ -69,6 +70,7 @@ class Vm:
         self.chardevs = Chardevs(self.loop)
         self.chardevs.on_quit = lambda: self.request_shutdown("host-ui")
         self.drives: dict[str, Drive] = {}
+        self.serials: list[CharBackend | None] = []  # one for each serial port asked for
         self.memory_root = MemoryRegion("system", 1 << 64)
         with self.bql:
             self.memory = AddressSpace("memory", self.memory_root, accel.memory)
@@ -118,6 +120,13 @@ class Vm:
         vcpu = self.accel.create_vcpu(model)
         self.manager.add(vcpu)
         return vcpu
+
+    def drive_at(self, interface: str, index: int) -> Drive | None:
+        """The drive with this `if=` and `index=`."""
+        for config in self.config.drives:
+            if config.interface == interface and config.index == index:
+                return self.drives[config.id]
+        return None
 
     @property
     def vcpus(self) -> list[Vcpu]:

@@ -13,6 +13,7 @@ from typing import Any
 from qemupy._core import ffi, lib
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.bql import Bql, CoreBql
+from qemupy.main_loop.clocks import CoreClock
 from qemupy.memory.core import PAGE, CoreMemory, CoreRange, RamBlock
 from qemupy.vcpu.accel import Upcalls
 
@@ -175,8 +176,9 @@ class InterpAccel:
 
     def __init__(self, max_ram: int) -> None:
         self.bql: Bql = CoreBql(lib.qpy_bql_lock, lib.qpy_bql_unlock)
-        self.clock = InterpClock()
-        machine = lib.qpy_machine_new(self.clock.handle, max_ram)
+        clock = InterpClock()
+        self.clock: CoreClock | None = clock
+        machine = lib.qpy_machine_new(clock.handle, max_ram)
         if not machine:
             raise BackendError("cannot reserve address space for guest memory: Cannot allocate memory")
         self._machine = machine

@@ -1,0 +1,7 @@
+"""`python -m qemupy`."""
+
+import sys
+
+from qemupy.cli import main
+
+sys.exit(main())

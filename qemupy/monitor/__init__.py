@@ -1,0 +1,1 @@
+"""Monitors: typed commands (`commands.py`) and their faces."""
