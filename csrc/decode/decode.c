@@ -117,12 +117,22 @@ static void pack_operand(Insn *in, const ZydisDecodedOperand *op, unsigned pos, 
     }
 }
 
+/* On string instructions F2 repeats just as F3 does; the last of them counts. */
+static u16 repeat_flags(const ZydisDecodedInstruction *zi) {
+    ZydisInstructionCategory cat = zi->meta.category;
+    u16 f = 0;
+    if (cat != ZYDIS_CATEGORY_STRINGOP && cat != ZYDIS_CATEGORY_IOSTRINGOP) return 0;
+    for (unsigned i = 0; i < zi->raw.prefix_count; i++) {
+        if (zi->raw.prefixes[i].value == 0xf3) f = INF_REP;
+        if (zi->raw.prefixes[i].value == 0xf2) f = INF_REPNE;
+    }
+    return f;
+}
+
 static u16 pack_flags(const ZydisDecodedInstruction *zi) {
     ZydisInstructionAttributes a = zi->attributes;
-    u16 f = 0;
+    u16 f = repeat_flags(zi);
     if (a & ZYDIS_ATTRIB_HAS_LOCK) f |= INF_LOCK;
-    if (a & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE)) f |= INF_REP;
-    if (a & ZYDIS_ATTRIB_HAS_REPNE) f |= INF_REPNE;
     if (a & ZYDIS_ATTRIB_HAS_REX) f |= INF_REX;
     if (a & ZYDIS_ATTRIB_HAS_OPERANDSIZE) f |= INF_O16;
     if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {

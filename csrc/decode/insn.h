@@ -18,7 +18,8 @@ enum {
     INF_HASREG = 1 << 7, /* there is a reg operand */
     INF_CROSS = 1 << 8,  /* the bytes cross a page */
     INF_END = 1 << 9,    /* ends a block (branch, mode change, shadow, ...) */
-    INF_VEX = 1 << 10, INF_VEX256 = 1 << 11, INF_O16 = 1 << 12 /* 66 prefix present */
+    INF_VEX = 1 << 10, INF_VEX256 = 1 << 11, INF_O16 = 1 << 12, /* 66 prefix present */
+    INF_PLAIN = 1 << 13 /* ends a block but only by changing rip: no halt, no mode change */
 };
 
 struct Insn {

@@ -23,9 +23,11 @@ void event_soft_int(Cpu *c, unsigned vector, bool int3_or_into); /* INT n, INT3,
 void debug_before_insn(Cpu *c); /* instruction breakpoints: raises #DB fault unless RF */
 void debug_after_insn(Cpu *c);  /* TF and data breakpoints: raises #DB trap; clears RF */
 
-/* Run until something is pending, the vCPU halts or *budget instructions are done (interp/run.c). Exceptions leave by
- * longjmp to c->jmp, which the caller (vcpu/run.c) set. */
+/* Run until something is pending, the vCPU halts or interp_set_stop()'s instruction count is reached (interp/run.c).
+ * Exceptions leave by longjmp to c->jmp, which the caller (vcpu/run.c) set. */
 void interp_run(Cpu *c);
+void interp_set_stop(Cpu *c, u64 icount); /* ~0: never (the default) */
+u64 interp_icount(const Cpu *c);          /* exact, also in the middle of a block */
 struct Interp *interp_new(void);
 void interp_free(struct Interp *it);
 void interp_flush_all(Cpu *c);     /* drop every block */

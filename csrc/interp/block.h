@@ -1,0 +1,79 @@
+/* Decoded blocks: straight runs of Insn, found again by RIP (shortcuts) or by where the bytes lie in RAM (CORE 1).
+ *
+ *   RIP --successors of the last block, jump cache--> Block        valid while tag (mode, lookup_gen) and RIP agree
+ *   (ram_off, RIP, mode) --hash--> Block                           survives every change of mappings
+ *   64-byte granule written --page list--> Blocks to drop          self-modifying code, DMA
+ *
+ * Block and Insn memory comes from one arena and is only reused after the whole cache is dropped, so a stale pointer
+ * to a Block (successor, jump cache) is harmless: its tag does not match. */
+#ifndef QPY_INTERP_BLOCK_H
+#define QPY_INTERP_BLOCK_H
+
+#include "interp/ops.h"
+
+#define BLOCK_MAX_INSNS 64
+#define BLOCK_MAX_BYTES 256
+#define JUMP_CACHE_SIZE 4096u
+#define BLOCK_HASH_SIZE (1u << 16)
+#define PAGE_HASH_SIZE  (1u << 12)
+#define REMOTE_MAX      64
+
+typedef struct Block {
+    u64 rip;
+    u64 tag; /* block_tag() under which rip last mapped here; 0: verify at every entry */
+    const Insn *insn;
+    u16 n;                 /* instructions */
+    u16 size;              /* bytes looked at */
+    bool system;           /* may have halted the CPU */
+    bool checked;          /* in a hot page: compare bytes before running */
+    struct Block *succ[2]; /* where execution went last */
+    u64 cs_base;
+    u64 ram_off, ram_off2; /* first byte; second page if the only instruction crosses into it, else ~0 */
+    u32 mode;
+    u8 bytes[16]; /* checked: what was decoded */
+    struct Block *hash_next, *page_next[2];
+} Block;
+
+/* What is known of one page of RAM that holds decoded code. */
+typedef struct CodePage {
+    u64 page; /* ram_off of the page */
+    Block *blocks;
+    u64 smc_since; /* icount when smc was last zero */
+    u32 smc;       /* invalidations since then */
+    u32 hot;       /* lookups until the page is trusted again */
+    struct CodePage *next;
+} CodePage;
+
+typedef struct Interp {
+    Block *running; /* the block being executed; icount lags by cur - running->insn */
+    u64 stop;       /* icount to stop at; 0 while tracing, so that every block takes the slow path */
+    u64 budget_end; /* what stop is without tracing */
+    Cpu *owner;
+    u32 flushes;
+    char *arena;
+    size_t used;
+    Insn one; /* the instruction of exec_one() */
+    u32 lock; /* guards the remote queue: other threads post, the owner drains */
+    volatile u32 n_remote;
+    struct {
+        u64 off;
+        u32 n;
+    } remote[REMOTE_MAX];
+    Block *jump_cache[JUMP_CACHE_SIZE];
+    Block *hash[BLOCK_HASH_SIZE];
+    CodePage *pages[PAGE_HASH_SIZE];
+} Interp;
+
+extern Block block_none;     /* matches nothing */
+extern const Insn insn_none; /* length 0: a fault in fetching leaves rip alone */
+
+INLINE u64 block_tag(const Cpu *c) { return (u64)c->mode << 32 | c->lookup_gen; }
+
+/* Finds or builds the block at rip (block.c). NULL: the code is not in RAM or ROM. May raise. */
+Block *block_lookup(Cpu *c);
+/* Drops what other threads reported as written. */
+void block_drain_remote(Cpu *c);
+/* Makes an executable Insn of at most avail bytes: decode, feature check, handler. Returns length or DECODE_MORE. */
+int block_decode(Cpu *c, u64 rip, const u8 *bytes, unsigned avail, Insn *in);
+
+#endif

@@ -1,0 +1,133 @@
+/* The interpreter's run loop: find the block at rip, call its handlers, go on (ops.h, block.h).
+ *
+ * Between blocks one load of Cpu.pending decides whether anybody wants something. A handler that raises leaves by
+ * longjmp to the caller of interp_run(); the instructions its block completed are counted on the way back in. */
+#include "interp/block.h"
+
+/* Instructions of a block left half-way (exception, restart) that did complete. */
+static void count_partial(Cpu *c, Interp *it) {
+    if (!it->running) return;
+    c->icount += (u64)(c->cur - it->running->insn);
+    it->running = NULL;
+}
+
+u64 interp_icount(const Cpu *c) {
+    const Block *b = c->interp->running;
+    return c->icount + (b ? (u64)(c->cur - b->insn) : 0);
+}
+
+void interp_set_stop(Cpu *c, u64 icount) { c->interp->stop = c->interp->budget_end = icount; }
+
+/* The bytes at rip, at most 15 and no more than the instruction needs: page by page from RAM, one by one elsewhere. */
+static int fetch_decode(Cpu *c, u64 rip, Insn *in) {
+    u8 buf[16];
+    unsigned n = 0;
+    for (;;) {
+        u64 lin = (c->ea_base[SEG_CS] + rip + n) & c->lin_mask, ram_off;
+        const Segment *cs = &c->seg[SEG_CS];
+        if (!(c->mode & (MODE_CS64 | MODE_FLAT)) && rip + n > cs->limit) exc_gp0(c);
+        const u8 *host = mmu_fetch(c, lin, &ram_off);
+        unsigned room = ram_off == ~0ull ? 1 : (unsigned)(PAGE_SIZE - (lin & ~PAGE_MASK));
+        while (room-- && n < 15) buf[n++] = *host++;
+        fpu_park(c);
+        int len = block_decode(c, rip, buf, n, in);
+        if (len == DECODE_MORE) continue;
+        if (!(c->mode & (MODE_CS64 | MODE_FLAT)) && rip + (unsigned)len - 1 > cs->limit) exc_gp0(c);
+        return len;
+    }
+}
+
+/* One instruction outside the block cache: interrupt shadow, single-step, code in MMIO, the end of a budget. */
+static void exec_one(Cpu *c, Interp *it) {
+    if (!(c->mode & MODE_CS64)) c->r[R_RIP] = (u32)c->r[R_RIP];
+    c->cur = &insn_none;
+    fetch_decode(c, c->r[R_RIP], &it->one);
+    c->cur = &it->one;
+    c->r[R_RIP] += it->one.len;
+    it->one.fn(c, &it->one);
+    c->icount++;
+}
+
+static void exec_step(Cpu *c, Interp *it) {
+    c->cur = &insn_none;
+    debug_before_insn(c);
+    exec_one(c, it);
+    c->cur = &insn_none;
+    debug_after_insn(c);
+}
+
+/* Something other than the next block. True: leave the run loop. */
+static bool run_special(Cpu *c, Interp *it) {
+    u32 pending = c->pending;
+    if (pending & ~(u32)PEND_SHADOW && !(pending & PEND_SHADOW)) return true;
+    if (c->halted || c->icount >= it->budget_end) return true;
+    if (pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
+    if (c->mode & MODE_STEP)
+        exec_step(c, it);
+    else
+        exec_one(c, it);
+    return c->halted;
+}
+
+/* In code that is not flat the segment's base and limit may have changed under the same mapping and mode. */
+INLINE bool block_fits(const Cpu *c, const Block *b) {
+    if (likely(c->mode & (MODE_FLAT | MODE_CS64))) return true;
+    return b->cs_base == c->seg[SEG_CS].base && b->rip + b->size - 1 <= c->seg[SEG_CS].limit;
+}
+
+INLINE bool block_matches(const Cpu *c, const Block *b, u64 rip) {
+    return likely(b->rip == rip) && likely(b->tag == block_tag(c)) && block_fits(c, b);
+}
+
+static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
+    u64 rip = c->r[R_RIP];
+    Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
+    u32 flushes = it->flushes;
+    if (!block_matches(c, b, rip)) b = block_lookup(c);
+    if (b && prev != &block_none && flushes == it->flushes) {
+        prev->succ[1] = prev->succ[0];
+        prev->succ[0] = b;
+    }
+    return b;
+}
+
+void interp_run(Cpu *c) {
+    Interp *it = c->interp;
+    count_partial(c, it);
+    it->owner = c;
+    if (unlikely(it->n_remote)) block_drain_remote(c);
+    Block *prev = &block_none;
+    for (;;) {
+        u64 rip = c->r[R_RIP];
+        Block *b;
+        if (unlikely(c->pending) || unlikely(c->mode & MODE_STEP)) {
+            if (run_special(c, it)) return;
+            prev = &block_none;
+            continue;
+        }
+        if (block_matches(c, prev->succ[0], rip))
+            b = prev->succ[0];
+        else if (block_matches(c, prev->succ[1], rip))
+            b = prev->succ[1];
+        else
+            b = find_block(c, it, prev);
+        if (unlikely(!b) || unlikely(c->icount + b->n > it->stop)) {
+            if (run_special(c, it)) return;
+            prev = &block_none;
+            continue;
+        }
+        it->running = b;
+        const Insn *in = b->insn, *end = in + b->n;
+        rip = c->r[R_RIP];
+        do {
+            rip += in->len;
+            c->cur = in;
+            c->r[R_RIP] = rip;
+            in->fn(c, in);
+        } while (++in != end);
+        it->running = NULL;
+        c->icount += b->n;
+        prev = b;
+        if (unlikely(b->system) && unlikely(c->halted)) return;
+    }
+}
