@@ -195,7 +195,8 @@ struct Cpu {
 
     u64 feat[4];              /* bit set of FEAT_* (cpu/model.h), what the guest may use */
     const struct CpuModel *model;
-    struct CpuidTable *cpuid; /* leaves the guest reads */
+    u64 feat_missing[4];      /* FEAT_* asked for by name that no guest can have here */
+    u32 tsc_khz, smp;         /* what CPUID tells of the machine; 0: 1 GHz, one vCPU */
     u32 index;                /* vCPU number; its initial APIC id */
 
     /* threads (memory/safepoint.h): the words other threads wait on or set */

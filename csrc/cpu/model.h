@@ -29,7 +29,31 @@ extern const FeatureName feature_names[FEAT_COUNT];
 #define PHYS_BITS 40
 #define PHYS_MASK ((1ull << PHYS_BITS) - 1)
 
+enum { VENDOR_INTEL, VENDOR_AMD };
+
+typedef struct CpuModel {
+    const char *name, *brand;
+    const char *base;  /* the model whose features it extends, or NULL */
+    const char *feats; /* names to add, "-name" to take away, "*": everything offered by default */
+    u32 level, xlevel; /* highest basic and extended CPUID leaf */
+    u16 family;
+    u8 model, stepping, vendor;
+} CpuModel;
+
+/* The i-th model in help order, NULL after the last. */
+const CpuModel *model_at(unsigned i);
+const char *model_name(int i);
+
+/* Gives c the features and identity of "model[,+feat][,-feat][,feat=on|off][,enforce]". On failure false and one line
+ * in err. Features asked for that cannot be had are left out and noted in c->feat_missing (-cpu's warnings). */
+bool model_setup(Cpu *c, const char *spec, char *err, size_t err_size);
+/* "CPUID.01H:ECX.monitor [bit 3]", for warnings about a FEAT_*. */
+void model_feature_text(unsigned feat, char *out, size_t size);
+
 /* CPUID.1:EAX, what RESET leaves in EDX. */
 u32 model_signature(const Cpu *c);
+
+/* The CPUID instruction: out = EAX EBX ECX EDX of a leaf (cpu/cpuid.c). */
+void cpuid_query(const Cpu *c, u32 leaf, u32 subleaf, u32 out[4]);
 
 #endif
