@@ -118,7 +118,7 @@ def test_loopback() -> None:
     assert not pc.chardev.output and pc.inb(DATA) == 0x55
     pc.out(DATA, 1)
     pc.out(DATA, 2)
-    assert pc.inb(LSR) & serial.LSR_OE
+    assert pc.inb(LSR) & serial.LSR_OE and pc.inb(DATA) == 2
     pc.out(MCR, 0)
     assert pc.inb(MSR) == 0xB0
 

@@ -93,10 +93,16 @@ class Serial16550(Device):
             self.update_irq()
 
     def _receive(self, data: bytes) -> None:
-        room = (FIFO_SIZE if self.fcr & FCR_ENABLE else 1) - len(self.rx)
-        if len(data) > room:
-            self.lsr |= LSR_OE
-        self.rx += data[:room]
+        rx = self.rx
+        if self.fcr & FCR_ENABLE:
+            room = FIFO_SIZE - len(rx)
+            if len(data) > room:
+                self.lsr |= LSR_OE
+            rx += data[:room]
+        else:
+            if len(rx) + len(data) > 1:
+                self.lsr |= LSR_OE
+            rx[:] = data[-1:]
         self.lsr |= LSR_DR
         self._restart_timeout()
         self.update_irq()
