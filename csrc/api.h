@@ -193,12 +193,11 @@ typedef struct QpySegment {
 } QpySegment;
 
 typedef struct QpyApicState {
-    uint64_t base; /* IA32_APIC_BASE */
-    uint32_t id, version, tpr, ldr, dfr, svr, esr,
-        esr_new; /* id: of the mode it is in; esr_new: errors since the last ESR write */
+    uint64_t base;                                          /* IA32_APIC_BASE */
+    uint32_t id, version, tpr, ldr, dfr, svr, esr, esr_new; /* id: of the mode it is in */
     uint32_t isr[8], tmr[8], irr[8];
     uint32_t icr_low, icr_high;
-    uint32_t lvt_cmci, lvt_timer, lvt_thermal, lvt_perf, lvt_lint0, lvt_lint1, lvt_error;
+    uint32_t lvt_timer, lvt_thermal, lvt_perf, lvt_lint0, lvt_lint1, lvt_error;
     uint32_t timer_initial, timer_divide;
     int64_t timer_start; /* virtual clock when timer_initial was written; -1: not armed */
     uint8_t intr_line, wait_sipi, sipi_vector, init_pending, sipi_pending;

@@ -11,10 +11,11 @@
 #include "base/futex.h"
 #include "memory/machine.h"
 
+#define APIC_VERSION      0x00050014u /* integrated APIC, six LVT entries */
 #define APIC_DEFAULT_BASE 0xfee00000ull
 enum { APIC_BASE_BSP = 1 << 8, APIC_BASE_X2 = 1 << 10, APIC_BASE_ENABLE = 1 << 11 };
 
-enum { LVT_CMCI, LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
+enum { LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
 enum { DM_FIXED, DM_LOWEST, DM_SMI, DM_RESERVED, DM_NMI, DM_INIT, DM_SIPI, DM_EXTINT };
 
 typedef struct Apic {
@@ -59,16 +60,34 @@ void apic_nmi(Apic *a); /* edge on LINT1 */
 /* apic/timer.c: a thread per machine that fires what is due while vCPUs run; vCPUs in HLT wait for their own. */
 int apic_timers_start(struct Machine *m);
 void apic_timers_stop(struct Machine *m);
-void apic_timers_wake(struct Machine *m); /* a deadline came nearer, or the clock changed */
-i64 apic_fire_due(Apic *a);               /* fires if due; the next deadline (virtual clock) or -1 */
-u32 apic_timer_current(Apic *a);
-void apic_timer_write_initial(Apic *a, u32 v);
-void apic_timer_write_divide(Apic *a, u32 v);
-void apic_timer_write_lvt(Apic *a, u32 v);
-void apic_write_deadline(Cpu *c, u64 tsc);                    /* IA32_TSC_DEADLINE */
-void apic_timer_rearm(Apic *a);                               /* after the TSC offset, the clock or the state changed */
+void apic_timers_wake(struct Machine *m, i64 due);     /* a deadline was set */
+i64 apic_fire_due(Apic *a);                            /* fires if due; the next deadline (virtual clock) or -1 */
+void apic_write_deadline(Cpu *c, u64 tsc);             /* IA32_TSC_DEADLINE */
+void apic_timer_rearm(Apic *a);                        /* after the TSC offset, the clock or the state changed */
 void apic_timers_clock_changed(const QpyClock *clock); /* of every machine that uses it */
-void apic_restored(Apic *a);                                  /* registers were set from outside */
-void apic_raise_vector(Apic *a, unsigned vector, bool level); /* lock held */
+void apic_restored(Apic *a);                           /* registers were set from outside */
+
+/* Inside apic/, lock held. */
+enum {
+    LVT_MASKED = 1 << 16,
+    SVR_ENABLED = 1 << 8,
+    ESR_SEND_ILLEGAL = 1 << 5,
+    ESR_RECEIVE_ILLEGAL = 1 << 6,
+    ESR_REGISTER = 1 << 7
+};
+unsigned apic_ppr(const Apic *a);
+int apic_highest(const u32 *bits); /* of a 256-bit register; -1: none */
+void apic_update(Apic *a);         /* after a change of IRR, ISR, TPR, SVR: sets or clears PEND_APIC */
+void apic_update_lint0(Apic *a);   /* after a change of INTR, LINT0, IA32_APIC_BASE: PEND_EXTINT */
+void apic_raise_vector(Apic *a, unsigned vector, bool level);
+void apic_lvt_fire(Apic *a, unsigned lvt);
+void apic_error(Apic *a, u32 esr_bit);
+void apic_timer_set_lvt(Apic *a, u32 v);
+void apic_timer_set_initial(Apic *a, u32 v);
+void apic_timer_set_divide(Apic *a, u32 v);
+u32 apic_timer_current(const Apic *a);
+void apic_timer_stop(Apic *a);
+/* The ICR was written; lock not held. */
+void apic_send_ipi(Apic *a, u32 low, u32 dest, bool x2);
 
 #endif
