@@ -10,7 +10,7 @@ pytestmark = pytest.mark.boot
 
 def test_xen_starts_its_first_domain(boot: BootFunction) -> None:
     dom0 = guests.linux("linux-image-amd64")
-    machine = boot("-m", "512", "-nographic", "-kernel", guests.xen(), "-append", "console=com1 com1=115200,8n1 noreboot",
+    machine = boot("-m", "512", "-nographic", "-kernel", guests.xen(), "-append", "console=com1 com1=115200,8n1",
                    "-initrd", f"{dom0.kernel} console=hvc0 earlyprintk=xen,{dom0.initrd}")
     machine.expect(r"Xen version 4\.17", 60)
     machine.expect("Linux version", 180)

@@ -67,7 +67,7 @@ def test_wrong_memory_size_names_both() -> None:
 
 def test_truncation_anywhere_is_refused() -> None:
     data = write(make_ram())
-    for cut in [*range(0, 200), *range(200, len(data), 97), len(data) - 1]:
+    for cut in [*range(200), *range(200, len(data), 97), len(data) - 1]:
         with pytest.raises(StateError):
             read(data[:cut])
 
