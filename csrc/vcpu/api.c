@@ -1,0 +1,145 @@
+/* api.h, function by function: argument conversion and nothing else. */
+#include "api.h"
+#include "apic/apic.h"
+#include "base/bql.h"
+#include "base/log.h"
+#include "cpu/model.h"
+#include "memory/safepoint.h"
+#include "mmu/mmu.h"
+#include "vcpu/vcpu.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+_Static_assert(sizeof(QpyUpcalls) == sizeof(Upcalls), "same layout");
+_Static_assert(sizeof(QpyMemRange) == sizeof(MemRange), "same layout");
+_Static_assert(offsetof(QpyMemRange, write_upcall) == offsetof(MemRange, write_upcall), "same layout");
+_Static_assert(sizeof(QpyBqlStats) == sizeof(BqlStats), "same layout");
+_Static_assert((int)QPY_LOG_FPU == (int)LOG_FPU && (int)QPY_EXIT_HALT == (int)EXIT_HALT, "same numbers");
+
+void qpy_log_set(uint32_t mask, int fd) { log_set(mask, fd); }
+uint32_t qpy_log_mask(void) { return log_mask; }
+void qpy_log_write(const char *text, size_t n) { log_text(text, n); }
+
+QpyClock *qpy_clock_new(void) { return calloc(1, sizeof(QpyClock)); }
+void qpy_clock_free(QpyClock *clock) { free(clock); }
+int64_t qpy_clock_now(QpyClock *clock) { return clock_now(clock); }
+void qpy_clock_sync(QpyClock *clock, int running, int64_t value) {
+    clock_sync(clock, running != 0, value);
+    apic_timers_clock_changed(clock);
+}
+
+void qpy_bql_lock(void) { bql_lock(); }
+void qpy_bql_unlock(void) { bql_unlock(); }
+int qpy_bql_held(void) { return bql_held(); }
+void qpy_bql_stats(QpyBqlStats *out, int reset) { bql_stats((BqlStats *)out, reset != 0); }
+
+QpyMachine *qpy_machine_new(QpyClock *clock, uint64_t max_ram) { return machine_new(clock, max_ram); }
+void qpy_machine_free(QpyMachine *m) { machine_free(m); }
+void qpy_machine_set_upcalls(QpyMachine *m, const QpyUpcalls *up) { memcpy(&m->up, up, sizeof m->up); }
+void qpy_machine_set_tsc_hz(QpyMachine *m, uint64_t hz) { machine_set_tsc_hz(m, hz); }
+int64_t qpy_ram_alloc(QpyMachine *m, uint64_t size) { return machine_ram_alloc(m, size); }
+void *qpy_ram_host(QpyMachine *m, uint64_t ram_off) { return machine_ram_host(m, ram_off); }
+
+static int ram_in_bounds(const Machine *m, u64 ram_off, u64 n) {
+    return ram_off <= m->ram_used && n <= m->ram_used - ram_off;
+}
+
+int qpy_ram_store(QpyMachine *m, uint64_t ram_off, const void *buf, uint64_t n) {
+    if (!ram_in_bounds(m, ram_off, n)) return -EFAULT;
+    memcpy(machine_ram_host(m, ram_off), buf, n);
+    ram_changed(m, ram_off, n);
+    return 0;
+}
+void qpy_ram_changed(QpyMachine *m, uint64_t ram_off, uint64_t n) {
+    if (ram_in_bounds(m, ram_off, n)) ram_changed(m, ram_off, n);
+}
+
+int qpy_machine_set_view(QpyMachine *m, const QpyMemRange *ranges, uint32_t n) {
+    return machine_set_view(m, (const MemRange *)ranges, n);
+}
+void qpy_machine_set_a20(QpyMachine *m, int enabled) { machine_set_a20(m, enabled != 0); }
+
+int qpy_dma_read(QpyMachine *m, uint64_t gpa, void *buf, uint64_t n) { return dma_read(m, gpa, buf, n); }
+int qpy_dma_write(QpyMachine *m, uint64_t gpa, const void *buf, uint64_t n) { return dma_write(m, gpa, buf, n); }
+void *qpy_dma_map(QpyMachine *m, uint64_t gpa, uint64_t *n, int write) { return dma_map(m, gpa, n, write != 0); }
+void qpy_dma_written(QpyMachine *m, uint64_t gpa, uint64_t n) { dma_written(m, gpa, n); }
+
+void qpy_dirty_log(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, int on) {
+    if (ram_in_bounds(m, ram_off, size)) dirty_log(m, client, ram_off, size, on != 0);
+}
+int64_t qpy_dirty_fetch(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, uint8_t *out) {
+    return ram_in_bounds(m, ram_off, size) ? dirty_fetch(m, client, ram_off, size, out) : -EFAULT;
+}
+
+static Doorbell doorbell(int mmio, u64 addr, u32 size, int match, u64 value, int fd) {
+    return (Doorbell){.addr = addr, .value = value, .fd = fd, .size = (u8)size, .mmio = mmio != 0, .match = match != 0};
+}
+int qpy_doorbell_add(QpyMachine *m, int mmio, uint64_t addr, uint32_t size, int match, uint64_t value, int fd) {
+    Doorbell bell = doorbell(mmio, addr, size, match, value, fd);
+    return doorbell_add(m, &bell);
+}
+int qpy_doorbell_remove(QpyMachine *m, int mmio, uint64_t addr, uint32_t size, int match, uint64_t value) {
+    Doorbell bell = doorbell(mmio, addr, size, match, value, -1);
+    return doorbell_remove(m, &bell);
+}
+
+int qpy_machine_pause(QpyMachine *m) { return machine_pause(m); }
+void qpy_machine_resume(QpyMachine *m) { machine_resume(m); }
+
+void qpy_apic_deliver(QpyMachine *m, uint32_t dest, int logical, uint32_t mode, uint32_t vector, int level) {
+    apic_deliver(m, dest, logical != 0, mode & 7, vector & 0xff, level != 0);
+}
+void qpy_apic_msi(QpyMachine *m, uint64_t address, uint32_t data) { apic_msi(m, address, data); }
+
+QpyVcpu *qpy_vcpu_new(QpyMachine *m, const char *model, char *err, size_t err_size) {
+    return vcpu_new(m, model, err, err_size);
+}
+void qpy_vcpu_free(QpyVcpu *v) { vcpu_free(v); }
+uint32_t qpy_vcpu_id(QpyVcpu *v) { return v->id; }
+uint32_t qpy_vcpu_index(QpyVcpu *v) { return v->index; }
+const char *qpy_cpu_model_name(int i) { return model_name(i); }
+
+int qpy_vcpu_run(QpyVcpu *v) { return vcpu_run(v, ~0ull); }
+int qpy_vcpu_run_n(QpyVcpu *v, uint64_t n) {
+    return vcpu_run(v, n > ~0ull - 1 - v->icount ? ~0ull - 1 : v->icount + n);
+}
+void qpy_vcpu_kick(QpyVcpu *v) { vcpu_kick(v); }
+void qpy_vcpu_reset(QpyVcpu *v) { vcpu_reset(v); }
+void qpy_vcpu_set_intr(QpyVcpu *v, int level) { apic_set_intr(v->apic, level != 0); }
+void qpy_vcpu_nmi(QpyVcpu *v) { apic_nmi(v->apic); }
+
+void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
+    *out = (QpyVcpuStats){.icount = v->icount,
+                          .tlb_fill = v->n_tlb_fill,
+                          .tlb_flush = v->n_tlb_flush,
+                          .pio = v->n_pio,
+                          .mmio = v->n_mmio,
+                          .exc = v->n_exc,
+                          .irq = v->n_irq,
+                          .block = v->n_block,
+                          .decode = v->n_decode,
+                          .smc = v->n_smc};
+}
+
+int qpy_vcpu_translate(QpyVcpu *v, uint64_t lin, uint64_t *gpa) {
+    return mmu_translate_debug(v, lin, gpa) ? 0 : -EFAULT;
+}
+
+/* Page by page; the number of bytes done before the first page that is not mapped, or not RAM. */
+static i64 debug_access(Cpu *c, u64 lin, u8 *buf, u64 n, bool write) {
+    u64 done = 0;
+    while (done < n) {
+        u64 gpa, part = PAGE_SIZE - (lin + done) % PAGE_SIZE;
+        if (part > n - done) part = n - done;
+        if (!mmu_translate_debug(c, lin + done, &gpa)) break;
+        if (write ? dma_write(c->machine, gpa, buf + done, part) : dma_read(c->machine, gpa, buf + done, part)) break;
+        done += part;
+    }
+    return (i64)done;
+}
+int64_t qpy_vcpu_read(QpyVcpu *v, uint64_t lin, void *buf, uint64_t n) { return debug_access(v, lin, buf, n, false); }
+int64_t qpy_vcpu_write(QpyVcpu *v, uint64_t lin, const void *buf, uint64_t n) {
+    return debug_access(v, lin, (u8 *)buf, n, true);
+}
