@@ -11,7 +11,7 @@ E0, E1, BREAK = 0xE0, 0xE1, 0xF0
 _LETTERS = dict(
     zip(
         "abcdefghijklmnopqrstuvwxyz",
-        bytes.fromhex("1c3221232 42b34334 33b424b3a 31444d152d1b2c3c2a1d22351a".replace(" ", "")),
+        bytes.fromhex("1c322123242b343343 3b424b3a31444d152d 1b2c3c2a1d22351a"),
         strict=True,
     )
 )
@@ -55,11 +55,11 @@ SET3: dict[str, int] = {
 
 # From what the keyboard sends in set 2 to what the 8042 hands on.
 TRANSLATION = bytes.fromhex(
-    "ff43413f3d3b3c58644442403e0f295965382a701d10025a66712c1f1e11035b"
-    "672e2d201205045c68392f21141306 5d69313023221507 5e6a72322416080 95f"
-    "6b332517180b0a606c34352627190c616d7328741a0d626e3a361c1b752b6376"
-    "5556777879 7a0e7b7c4f7d4b477e7f6f525350 4c4d480145574e514a37494654".replace(" ", "")
-    + "80818241 54".replace(" ", "")
+    "ff43413f3d3b3c58 644442403e0f2959 65382a701d10025a 66712c1f1e11035b"
+    "672e2d201205045c 68392f211413065d 693130232215075e 6a7232241608095f"
+    "6b332517180b0a60 6c34352627190c61 6d7328741a0d626e 3a361c1b752b6376"
+    "55567778797a0e7b 7c4f7d4b477e7f6f 5253504c4d480145 574e514a37494654"
+    "8081824154"
 ) + bytes(range(0x85, 0x100))
 
 PRINT2 = (bytes((E0, 0x12, E0, 0x7C)), bytes((E0, BREAK, 0x7C, E0, BREAK, 0x12)))
