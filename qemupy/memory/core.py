@@ -36,6 +36,9 @@ class RamBlock:
 
 
 class CoreMemory(Protocol):
+    blocks: list[RamBlock]
+    """Every block taken, in order of their offsets."""
+
     def alloc(self, name: str, size: int) -> RamBlock:
         """A zeroed block, page aligned in RAM space; BackendError when the host has not enough memory."""
 
@@ -49,19 +52,24 @@ class CoreMemory(Protocol):
         """A store to RAM space by somebody else than a vCPU: announced, done, marked dirty, decoded code invalidated.
         With the BQL held."""
 
+    def changed(self, offset: int, size: int) -> None:
+        """Somebody wrote through `view` while no vCPU ran: mark dirty, invalidate decoded code. With the BQL held."""
+
 
 class PyCoreMemory:
     """RAM in a bytearray; the stores are noted for tests to look at."""
 
     def __init__(self) -> None:
         self._ram = bytearray()
+        self.blocks: list[RamBlock] = []
         self.ranges: list[CoreRange] = []
         self.stores: list[tuple[int, int]] = []
 
     def alloc(self, name: str, size: int) -> RamBlock:
         offset = len(self._ram)
         self._ram = self._ram + bytes(-(-size // PAGE) * PAGE)
-        return RamBlock(name, offset, size)
+        self.blocks.append(RamBlock(name, offset, size))
+        return self.blocks[-1]
 
     def view(self, offset: int, size: int) -> memoryview:
         return memoryview(self._ram)[offset : offset + size]
@@ -72,3 +80,6 @@ class PyCoreMemory:
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._ram[offset : offset + len(data)] = data
         self.stores.append((offset, len(data)))
+
+    def changed(self, offset: int, size: int) -> None:
+        self.stores.append((offset, size))

@@ -94,6 +94,7 @@ class InterpMemory:
     def __init__(self, machine: Any) -> None:
         self._machine = machine
         self._view = memoryview(b"")
+        self.blocks: list[RamBlock] = []
 
     def alloc(self, name: str, size: int) -> RamBlock:
         offset = int(lib.qpy_ram_alloc(self._machine, size))
@@ -101,7 +102,8 @@ class InterpMemory:
             raise BackendError(f"cannot set up guest memory '{name}': Cannot allocate memory")
         end = max(offset + -(-size // PAGE) * PAGE, len(self._view))
         self._view = memoryview(ffi.buffer(lib.qpy_ram_host(self._machine, 0), end))
-        return RamBlock(name, offset, size)
+        self.blocks.append(RamBlock(name, offset, size))
+        return self.blocks[-1]
 
     def view(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
@@ -116,6 +118,9 @@ class InterpMemory:
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         lib.qpy_ram_store(self._machine, offset, ffi.from_buffer(data), len(data))
+
+    def changed(self, offset: int, size: int) -> None:
+        lib.qpy_ram_changed(self._machine, offset, size)
 
 
 class InterpVcpu:
