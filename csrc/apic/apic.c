@@ -76,10 +76,8 @@ static void write_svr(Apic *a, u32 v) {
 static void write_lvt(Apic *a, unsigned lvt, u32 v) {
     v &= lvt_writable[lvt];
     if (!(a->svr & SVR_ENABLED)) v |= LVT_MASKED;
-    if (lvt == LVT_TIMER)
-        apic_timer_set_lvt(a, v);
-    else
-        a->lvt[lvt] = v;
+    if (lvt == LVT_TIMER) apic_timer_set_lvt(a, v);
+    else a->lvt[lvt] = v;
     if (lvt == LVT_LINT0) apic_update_lint0(a);
 }
 
@@ -128,10 +126,8 @@ static void write_icr(Apic *a, u32 low, u32 high) {
 }
 
 static void write_any(Apic *a, unsigned reg, u32 v) {
-    if (reg == REG_EOI)
-        end_of_interrupt(a);
-    else if (reg == REG_ICR_LOW)
-        write_icr(a, v, a->icr_high);
+    if (reg == REG_EOI) end_of_interrupt(a);
+    else if (reg == REG_ICR_LOW) write_icr(a, v, a->icr_high);
     else {
         lock_take(&a->lock);
         write_register(a, reg, v);
@@ -195,10 +191,8 @@ static bool x2_write(Apic *a, unsigned reg, u64 v) {
         return true;
     }
     if (!x2_writable(reg) || v >> 32 || (u32)v & x2_reserved(reg)) return false;
-    if (reg == REG_SELF_IPI)
-        apic_send_ipi(a, ((u32)v & 0xff) | 1 << 18, 0, true);
-    else
-        write_any(a, reg, (u32)v);
+    if (reg == REG_SELF_IPI) apic_send_ipi(a, ((u32)v & 0xff) | 1 << 18, 0, true);
+    else write_any(a, reg, (u32)v);
     return true;
 }
 

@@ -11,6 +11,8 @@
 #include "base/futex.h"
 #include "memory/machine.h"
 
+#include <pthread.h>
+
 #define APIC_VERSION      0x00050014u /* integrated APIC, six LVT entries */
 #define APIC_DEFAULT_BASE 0xfee00000ull
 enum { APIC_BASE_BSP = 1 << 8, APIC_BASE_X2 = 1 << 10, APIC_BASE_ENABLE = 1 << 11 };
@@ -57,7 +59,16 @@ void apic_msi(struct Machine *m, u64 address, u32 data);
 void apic_set_intr(Apic *a, bool level);
 void apic_nmi(Apic *a); /* edge on LINT1 */
 
-/* apic/timer.c: a thread per machine that fires what is due while vCPUs run; vCPUs in HLT wait for their own. */
+/* apic/timer_thread.c: a thread per machine that fires what is due while vCPUs run; vCPUs in HLT wait for their own. */
+typedef struct ApicTimers {
+    struct Machine *machine;
+    struct ApicTimers *next_machine;
+    pthread_t thread;
+    volatile u32 changes;        /* futex word: bumped when the sleep must be computed anew */
+    volatile i64 sleeping_until; /* virtual clock; 0: awake; INT64_MAX: for ever */
+    volatile bool quit;
+} ApicTimers;
+void apic_timers_poke(ApicTimers *t);
 int apic_timers_start(struct Machine *m);
 void apic_timers_stop(struct Machine *m);
 void apic_timers_wake(struct Machine *m, i64 due);     /* a deadline was set */

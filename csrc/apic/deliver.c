@@ -29,10 +29,8 @@ static int deliverable(const Apic *a) {
 }
 
 void apic_update(Apic *a) {
-    if (deliverable(a) >= 0)
-        cpu_notify(a->cpu, PEND_APIC);
-    else
-        cpu_unpend(a->cpu, PEND_APIC);
+    if (deliverable(a) >= 0) cpu_notify(a->cpu, PEND_APIC);
+    else cpu_unpend(a->cpu, PEND_APIC);
 }
 
 int apic_take_interrupt(Apic *a) {
@@ -179,10 +177,8 @@ static bool pic_passes(const Apic *a) {
 bool apic_accepts_pic(Apic *a) { return pic_passes(a); }
 
 void apic_update_lint0(Apic *a) {
-    if (a->intr_line && pic_passes(a))
-        cpu_notify(a->cpu, PEND_EXTINT);
-    else
-        cpu_unpend(a->cpu, PEND_EXTINT);
+    if (a->intr_line && pic_passes(a)) cpu_notify(a->cpu, PEND_EXTINT);
+    else cpu_unpend(a->cpu, PEND_EXTINT);
 }
 
 void apic_set_intr(Apic *a, bool level) {
@@ -196,9 +192,7 @@ void apic_set_intr(Apic *a, bool level) {
 
 void apic_nmi(Apic *a) {
     lock_take(&a->lock);
-    if (a->base & APIC_BASE_ENABLE)
-        apic_lvt_fire(a, LVT_LINT1);
-    else
-        cpu_notify(a->cpu, PEND_NMI);
+    if (a->base & APIC_BASE_ENABLE) apic_lvt_fire(a, LVT_LINT1);
+    else cpu_notify(a->cpu, PEND_NMI);
     lock_release(&a->lock);
 }
