@@ -53,8 +53,8 @@ class Screen(Protocol):
 
 
 class Keyboard(Protocol):
-    def key(self, qcode: str, down: bool) -> None:
-        """One key by its QEMU name (`a`, `shift`, `ret`, `f1`, ...) goes down or up."""
+    def key(self, qcode: str, down: bool) -> bool:
+        """One key by its QEMU name (`a`, `shift`, `ret`, `f1`, ...) goes down or up; False if there is none such."""
 
 
 class Vm:

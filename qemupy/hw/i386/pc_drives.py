@@ -1,0 +1,94 @@
+"""The disks of a PC: IDE drives on the two channels of the PIIX3, at the index their `-drive` says."""
+
+from __future__ import annotations
+
+from qemupy.config import DriveConfig
+from qemupy.errors import ConfigError
+from qemupy.hw.block.ata_disk import AtaDisk, guess_geometry
+from qemupy.hw.block.atapi import AtapiDrive
+from qemupy.hw.block.ide import IdeChannel
+from qemupy.hw.block.piix_ide import PiixIde
+from qemupy.hw.core import registry
+from qemupy.hw.i386.pc_isa import Interrupts
+from qemupy.hw.timer.cmos_layout import DiskGeometry
+from qemupy.vm import Vm
+
+CHANNELS = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
+IDE_DEVICES: dict[str, type[AtaDisk | AtapiDrive]] = {"ide-hd": AtaDisk, "ide-cd": AtapiDrive}
+
+
+class IdeDrives:
+    def __init__(self, vm: Vm, irqs: Interrupts) -> None:
+        self._vm = vm
+        self.channels: list[IdeChannel] = []
+        for n, (command, control, irq) in enumerate(CHANNELS):
+            channel = IdeChannel(irq=irqs.isa(irq))
+            vm.ports.map(command, channel.bank("command"), 8, name="ide")
+            vm.ports.map(control, channel.bank("control"), 1, name="ide")
+            vm.add(f"ide.{n}", channel)
+            self.channels.append(channel)
+        self.function = PiixIde(dma=vm.dma, channels=self.channels)
+
+    def attach_configured(self) -> None:
+        """The `-drive if=ide` ones, and -hda to -hdd."""
+        for config in self._vm.config.drives:
+            if config.interface == "ide":
+                kind = "ide-cd" if config.media == "cdrom" else "ide-hd"
+                self._attach(kind, config, config.index, {"serial": config.serial} if config.serial else {})
+
+    def attach_device(self, kind: str, given: dict[str, str]) -> None:
+        """`-device ide-hd,drive=ID[,bus=ide.N][,unit=N]`."""
+        name = given.pop("drive", None)
+        config = next((c for c in self._vm.config.drives if c.id == name), None)
+        if config is None and (kind == "ide-hd" or name is not None):
+            raise ConfigError(f"-device {kind}: " + (f"Can't find value '{name}'" if name else "No drive specified"))
+        bus, unit = given.pop("bus", ""), given.pop("unit", "")
+        index = self._place(kind, bus, unit)
+        if config is None:
+            raise ConfigError(f"-device {kind}: an empty drive needs a -drive if=none,media=cdrom,id=...")
+        self._attach(kind, config, index, given)
+
+    def _place(self, kind: str, bus: str, unit: str) -> int:
+        """2 * channel + unit: as asked for, or the first free one."""
+        wanted = [
+            2 * channel + place
+            for channel in range(2)
+            for place in range(2)
+            if bus in ("", f"ide.{channel}") and unit in ("", str(place))
+        ]
+        if not wanted:
+            raise ConfigError(f"-device {kind}: there is no place {bus or 'ide'} unit {unit or 'any'}")
+        for index in wanted:
+            if self.channels[index // 2].drives[index % 2] is None:
+                return index
+        raise ConfigError(f"-device {kind}: IDE unit {wanted[-1] % 2} is in use")
+
+    def _attach(self, kind: str, config: DriveConfig, index: int, given: dict[str, str]) -> None:
+        cls = IDE_DEVICES[kind]
+        drive = self._vm.drives[config.id]
+        if kind == "ide-cd" and not drive.removable:
+            drive.removable = True
+        given = {key: value for key, value in given.items() if key not in ("id", "bootindex", "driver")}
+        device = cls(block=drive, **registry.parse_props(cls, given))  # type: ignore[arg-type]
+        channel = self.channels[index // 2]
+        if channel.drives[index % 2] is not None:
+            raise ConfigError(f"IDE unit {index % 2} of ide.{index // 2} is in use")
+        channel.attach(device, index % 2)
+        if not device.serial:
+            device.serial = f"QM{index + 1:05}"
+        drive.attached_to = f"/machine/unattached/device[ide.{index // 2}.{index % 2}]"
+        self._vm.add(f"ide.{index // 2}.{index % 2}", device)
+
+    def geometries(self) -> list[DiskGeometry | None]:
+        """What the CMOS says about the disks: translation as QEMU guesses it from the size."""
+        found: list[DiskGeometry | None] = []
+        for channel in self.channels:
+            for drive in channel.drives:
+                if not isinstance(drive, AtaDisk):
+                    found.append(None)
+                    continue
+                cylinders, heads, sectors = guess_geometry(drive.sectors)
+                large = cylinders * heads > 131072
+                translation = 0 if cylinders <= 1024 else 1 if large or cylinders * heads > 16 * 1024 else 2
+                found.append(DiskGeometry(cylinders, heads, sectors, translation))
+        return found

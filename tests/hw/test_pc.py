@@ -1,0 +1,145 @@
+"""The pc board on a vCPU that runs nothing: memory map, PCI functions, CMOS, fw_cfg, power."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from qemupy.config import Config
+from qemupy.errors import ConfigError
+from qemupy.hw.i386 import pc
+from qemupy.hw.i386.pc_memory import split_ram
+from qemupy.memory import transaction
+from qemupy.vcpu.accel import FakeAccel
+from qemupy.vm import Vm
+
+BIOS = bytes(0xFFF0) + b"\xea\x5b\xe0\x00\xf0" + bytes(11)
+Make = Callable[..., pc.Pc]
+
+
+@pytest.fixture
+def make(tmp_path: object) -> Iterator[Make]:
+    path = f"{tmp_path}/bios.bin"
+    with open(path, "wb") as file:
+        file.write(BIOS)
+    made: list[Vm] = []
+
+    def build(**changes: object) -> pc.Pc:
+        config = dataclasses.replace(Config(ram=32 << 20, bios=path), **changes)  # type: ignore[arg-type]
+        vm = Vm(config, FakeAccel())
+        made.append(vm)
+        with vm.bql, transaction():
+            board = pc.Pc(vm)
+        with vm.bql:
+            vm.reset()
+        return board
+
+    yield build
+    for vm in made:
+        vm.close()
+
+
+def config_read(board: pc.Pc, devfn: int, at: int) -> int:
+    board.vm.ports.write(0xCF8, 4, 0x80000000 | devfn << 8 | at)
+    return board.vm.ports.read(0xCFC, 4)
+
+
+def cmos(board: pc.Pc, at: int) -> int:
+    board.vm.ports.write(0x70, 1, at)
+    return board.vm.ports.read(0x71, 1)
+
+
+def fw_cfg(board: pc.Pc, key: int, size: int) -> bytes:
+    board.vm.ports.write(0x510, 2, key)
+    return board.vm.ports.read_string(0x511, 1, size)
+
+
+def test_ram_split_as_qemu() -> None:
+    gib = 1 << 30
+    assert split_ram(3 * gib).above_4g == 0
+    assert split_ram(0xE0000000).below_4g == 3 * gib and split_ram(4 * gib).above_4g == gib
+
+
+def test_memory_map(make: Make) -> None:
+    memory = make().vm.memory
+    assert memory.read(0xFFFFFFF0, 4) == memory.read(0xFFFF0, 4) == 0x00E05BEA
+    memory.write(0x7C00, 4, 0x12345678)
+    assert memory.read(0x7C00, 4) == 0x12345678
+    assert memory.read(32 << 20, 4) == 0xFFFFFFFF
+
+
+def test_pci_functions(make: Make) -> None:
+    board = make()
+    found = {devfn: config_read(board, devfn, 0) for devfn in range(256) if config_read(board, devfn, 0) != 0xFFFFFFFF}
+    expected = {0: 0x12378086, 8: 0x70008086, 9: 0x70108086, 11: 0x71138086}
+    assert expected.items() <= found.items()
+
+
+def test_cmos(make: Make) -> None:
+    board = make(boot={"order": "dc"})
+    assert cmos(board, 0x34) | cmos(board, 0x35) << 8 == 256
+    assert cmos(board, 0x3D) == 0x23
+    assert cmos(make(boot={"once": "d"}), 0x3D) == 3
+
+
+def test_boot_once_lasts_until_the_second_reset(make: Make) -> None:
+    board = make(boot={"once": "d", "order": "c"})
+    assert cmos(board, 0x3D) == 3
+    board.vm.reset()
+    assert cmos(board, 0x3D) == 2
+
+
+def test_fw_cfg(make: Make) -> None:
+    board = make(nographic=True)
+    assert fw_cfg(board, 0, 4) == b"QEMU" and fw_cfg(board, 4, 2) == b"\1\0"
+    directory = fw_cfg(board, 0x19, 4 + 64 * 16)
+    assert b"etc/e820\0" in directory and b"etc/system-states\0" in directory
+
+
+def test_power_off_and_reset_requests(make: Make) -> None:
+    board = make()
+    asked: list[str] = []
+    board.vm.request_shutdown = lambda reason, status=0: asked.append(reason)  # type: ignore[method-assign]
+    board.vm.request_reset = asked.append  # type: ignore[method-assign, assignment]
+    ports = board.vm.ports
+    ports.write(0xCF8, 4, 0x80000B40)
+    ports.write(0xCFC, 4, 0x601)
+    ports.write(0xCF8, 4, 0x80000B80)
+    ports.write(0xCFC, 1, 1)
+    ports.write(0x604, 2, 0x2000)
+    ports.write(0xCF9, 1, 6)
+    ports.write(0x92, 1, 1)
+    assert asked == ["guest-shutdown", "guest-reset", "guest-reset"]
+
+
+def test_power_button_reaches_irq_9(make: Make) -> None:
+    board = make()
+    ports = board.vm.ports
+    ports.write(0xCF8, 4, 0x80000B40)
+    ports.write(0xCFC, 4, 0x601)
+    ports.write(0xCF8, 4, 0x80000B80)
+    ports.write(0xCFC, 1, 1)
+    ports.write(0x602, 2, 0x100)
+    ports.write(0xB2, 1, 0xF1)
+    board.vm.powerdown()
+    ports.write(0xA0, 1, 0x0A)
+    assert ports.read(0xA0, 1) & 2, "IRQ 9 is pending in the slave"
+
+
+def test_every_device_saves_and_loads(make: Make) -> None:
+    board, other = make(), make()
+    for name, device in board.vm.devices.items():
+        saved = device.save()
+        other.vm.devices[name].load(saved)
+        assert other.vm.devices[name].save() == saved, name
+
+
+def test_bad_firmware(make: Make, tmp_path: object) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        make(bios="/nonexistent/bios.bin")
+    with open(f"{tmp_path}/odd.bin", "wb") as file:
+        file.write(b"x" * 1000)
+    with pytest.raises(ConfigError, match="no multiple of 64 KiB"):
+        make(bios=f"{tmp_path}/odd.bin")
