@@ -168,6 +168,11 @@ static void pack(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *o
     in->map = (u8)zi->opcode_map;
     if (zi->attributes & ZYDIS_ATTRIB_HAS_MODRM)
         in->modrm = (u8)(zi->raw.modrm.mod << 6 | zi->raw.modrm.reg << 3 | zi->raw.modrm.rm);
+    if (zi->mnemonic == ZYDIS_MNEMONIC_PAUSE && zi->raw.rex.B) { /* F3 does not turn XCHG r8, rAX into PAUSE */
+        in->op = ZYDIS_MNEMONIC_XCHG;
+        in->rm = ROFF(R_R8);
+        in->reg = ROFF(R_RAX);
+    }
     bool have_rm = false, seg_known = false;
     for (unsigned i = 0; i < zi->operand_count; i++) {
         const ZydisDecodedOperand *op = &ops[i];
