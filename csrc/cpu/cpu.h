@@ -166,7 +166,7 @@ struct Cpu {
     bool halted;              /* HLT; also wait-for-SIPI */
     bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
     u64 icount;               /* instructions retired */
-    u32 lookup_gen;           /* bumped whenever a mapping or mode may have changed: RIP -> block shortcuts are stale */
+    u32 lookup_gen;           /* bumped whenever a mapping may have changed: RIP -> block shortcuts are stale */
     void *jmp[5];             /* __builtin_setjmp buffer of the run loop */
 
     Segment seg[SEG_COUNT];

@@ -78,6 +78,5 @@ void cpu_update_mode(Cpu *c) {
     bool align_check = c->cpl == 3 && (c->flags & FL_AC) && (c->cr0 & CR0_AM);
     c->tlb = align_check || c->dbg_data ? tlb_never : c->tlbs[c->mmu_mode];
     mode |= c->mode & (MODE_FPUNMASK | MODE_SSEUNMASK);
-    if (mode != c->mode) c->lookup_gen++;
     c->mode = mode;
 }
