@@ -145,6 +145,7 @@ static u16 pack_flags(const ZydisDecodedInstruction *zi) {
 /* Operand size: of the memory operand, or the widest register, for vector forms; else the effective integer size. */
 static u8 operand_size(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops) {
     unsigned reg = 0, mem = 0;
+    if (zi->mnemonic == ZYDIS_MNEMONIC_SYSRET || zi->mnemonic == ZYDIS_MNEMONIC_SYSEXIT) return zi->raw.rex.W ? 8 : 4;
     for (unsigned i = 0; i < zi->operand_count_visible; i++) {
         if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY) mem = ops[i].size / 8;
         if (ops[i].type != ZYDIS_OPERAND_TYPE_REGISTER) continue;

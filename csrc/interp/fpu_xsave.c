@@ -105,6 +105,11 @@ static u64 in_use(Cpu *c) {
     return used;
 }
 
+u64 fpu_xinuse(Cpu *c) {
+    fpu_park(c);
+    return in_use(c) & c->xcr0;
+}
+
 /* Where a component lies: standard offsets, or packed behind the header in the order of their bits. */
 static unsigned pkru_offset(u64 xcomp) {
     if (!(xcomp >> COMPACT)) return XS_PKRU;
@@ -182,7 +187,7 @@ static void load_initial_x87(Cpu *c) {
 static void load_pkru(Cpu *c, u32 pkru) {
     if (pkru == c->pkru) return;
     c->pkru = pkru;
-    tlb_flush_all(c); /* entries hold the rights of the old value */
+    tlb_drop_first_level(c); /* entries hold the rights of the old value */
 }
 
 void op_xrstor(Cpu *c, const Insn *in) {

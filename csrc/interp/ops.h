@@ -36,5 +36,6 @@ void interp_flush_lookup(Cpu *c);  /* mappings changed: drop RIP->block shortcut
 /* Guest FPU state (cpu/fpu.c): live = in host registers. Park before anything that may touch vector registers. */
 void fpu_make_live(Cpu *c);
 void fpu_park(Cpu *c);
+u64 fpu_xinuse(Cpu *c); /* XGETBV with ECX = 1 */
 
 #endif

@@ -94,6 +94,10 @@ void cr4_write(Cpu *c, u64 v);
 void pdptes_load(Cpu *c, u64 cr3, u64 cr0, u64 cr4);
 void efer_write(Cpu *c, u64 v);
 
+/* sys_msr.c; false: #GP(0) */
+bool msr_read(Cpu *c, u32 msr, u64 *v);
+bool msr_write(Cpu *c, u32 msr, u64 v);
+
 /* Resolve functions of the files, asked by ops_system_resolve(). */
 OpFn sys_resolve_segment(Insn *in, u32 mode);
 OpFn sys_resolve_far(Insn *in, u32 mode);

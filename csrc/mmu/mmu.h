@@ -110,6 +110,7 @@ void tlb_flush_all(Cpu *c);
 void tlb_flush_nonglobal(Cpu *c);
 void tlb_flush_page(Cpu *c, u64 lin);
 void tlb_drop_nonglobal(Cpu *c); /* CR3 now names another PCID: the first level only */
+void tlb_drop_first_level(Cpu *c); /* PKRU changed */
 void tlb_flush_pcid(Cpu *c, unsigned pcid);
 void tlb_flush_all_nonglobal(Cpu *c);
 void tlb_flush_page_pcid(Cpu *c, u64 lin, unsigned pcid);

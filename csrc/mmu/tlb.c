@@ -70,21 +70,25 @@ void tlb_fill(Cpu *c, u64 lin, u64 val, unsigned mmu, const MemRange *r) {
 static void pcid_flush(Cpu *c, unsigned pcid) { c->l2_pcid_gen[pcid % PCID_SLOTS] = ++c->l2_gen; }
 
 void tlb_flush_all(Cpu *c) {
+    tlb_drop_first_level(c);
+    for (unsigned i = 0; i < PCID_SLOTS; i++) c->l2_pcid_gen[i] = ++c->l2_gen;
+    c->l2_global_gen = ++c->l2_gen;
+    c->large_seen = 0;
+    c->huge_seen = false;
+    c->n_tlb_flush++;
+}
+
+__attribute__((constructor)) static void tlb_init(void) { cpu_flush_hook = tlb_flush_all; }
+
+void tlb_drop_first_level(Cpu *c) {
     for (unsigned i = 0; i < MMU_MODES * TLB_SIZE; i++) {
         TlbEntry *e = entry_at(c, i);
         e->rtag = e->wtag = tag_none(c, e);
         e->meta = 0;
     }
-    for (unsigned i = 0; i < PCID_SLOTS; i++) c->l2_pcid_gen[i] = ++c->l2_gen;
-    c->l2_global_gen = ++c->l2_gen;
     c->n_nonglobal = 0;
-    c->large_seen = 0;
-    c->huge_seen = false;
     c->lookup_gen++;
-    c->n_tlb_flush++;
 }
-
-__attribute__((constructor)) static void tlb_init(void) { cpu_flush_hook = tlb_flush_all; }
 
 void tlb_drop_nonglobal(Cpu *c) {
     for (unsigned i = 0; i < c->n_nonglobal; i++) {

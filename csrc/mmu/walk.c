@@ -8,7 +8,7 @@
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_PS = 0x80, PTE_G = 0x100 };
 #define PTE_NX BIT(63)
 #define PTE_ADDR (PHYS_MASK & PAGE_MASK)
-enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16 };
+enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16, PF_PK = 32 };
 
 typedef struct WalkState {
     Cpu *c;
@@ -20,7 +20,15 @@ typedef struct WalkState {
     u64 val;     /* result: gpa | L2_* */
 } WalkState;
 
+/* Protection keys guard data accesses to user pages, by whoever (SDM 4.6.2). */
+static bool key_denies(const Cpu *c, u64 val, unsigned access, unsigned mmu) {
+    if (!(c->cr4 & CR4_PKE) || !(val & L2_U) || access == ACC_FETCH || !(c->efer & EFER_LMA)) return false;
+    unsigned bits = c->pkru >> (2 * (val >> L2_KEY_SHIFT & 15)) & 3;
+    return (bits & 1) || ((bits & 2) && access == ACC_WRITE && (mmu == MMU_USER || (c->cr0 & CR0_WP)));
+}
+
 bool mmu_allowed(const Cpu *c, u64 val, unsigned access, unsigned mmu) {
+    if (unlikely(c->cr4 & CR4_PKE) && key_denies(c, val, access, mmu)) return false;
     if (mmu == MMU_USER) {
         if (!(val & L2_U)) return false;
         return access == ACC_WRITE ? (val & L2_W) != 0 : access != ACC_FETCH || !(val & L2_NX);
@@ -69,8 +77,9 @@ static bool walk_leaf(WalkState *w, u64 entry_gpa, u64 entry, unsigned n, u64 ri
     rights |= (entry & PTE_G) && (c->cr4 & CR4_PGE) ? L2_G : 0;
     rights |= size > PAGE_SIZE ? L2_LARGE : 0;
     rights |= size > 4 * 1024 * 1024 ? L2_HUGE : 0;
+    if (c->efer & EFER_LMA) rights |= BITS(entry, 62, 59) << L2_KEY_SHIFT;
     if (!w->debug && !mmu_allowed(c, rights, w->access, w->mmu)) {
-        w->error = PF_P;
+        w->error = PF_P | (key_denies(c, rights, w->access, w->mmu) ? PF_PK : 0);
         return false;
     }
     bool dirty = w->access == ACC_WRITE;
