@@ -5,12 +5,13 @@
 
 enum { REX = 0x40, REX_W = 8, REX_R = 4, REX_X = 2, REX_B = 1, RM_RDI_MEM = 7, RCX = 1 };
 
-/* VEX opcodes whose W only widens a general register; outside 64-bit code it is ignored there. */
+/* VEX opcodes whose W only widens a general register (also the implied ones of VPCMPESTRx); outside 64-bit code it is
+ * ignored there. */
 static bool w_is_gpr_width(const ZydisDecodedInstruction *zi) {
     switch (zi->opcode_map) {
     case ZYDIS_OPCODE_MAP_0F:
         return zi->opcode == 0x6e || zi->opcode == 0x7e || zi->opcode == 0x2a || (zi->opcode | 1) == 0x2d;
-    case ZYDIS_OPCODE_MAP_0F3A: return zi->opcode == 0x16 || zi->opcode == 0x22;
+    case ZYDIS_OPCODE_MAP_0F3A: return zi->opcode == 0x16 || zi->opcode == 0x22 || (zi->opcode | 1) == 0x61;
     default: return false;
     }
 }

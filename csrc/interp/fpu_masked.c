@@ -84,7 +84,7 @@ void op_maskmovq(Cpu *c, const Insn *in) {
 }
 
 /* VGATHERxxx, VPGATHERxx. osz = element bytes, imm8b = index register, INF_O16 repurposed by the resolver: 64-bit
- * indices. Elements done before a fault keep their value and have their mask cleared (SDM vol 2, VPGATHERDD). */
+ * indices. Elements passed before a fault keep their value and have their mask cleared (SDM vol 2, VPGATHERDD). */
 static u64 element_address(Cpu *c, const Insn *in, const Vec *index, unsigned i) {
     i64 idx = in->flags & INF_O16 ? (i64)index->q[i] : (i32)index->d[i];
     u64 a = REG64(c, in->base) + ((u64)idx << in->scale) + (i64)in->disp;
@@ -104,24 +104,23 @@ static void gather_commit(Cpu *c, const Insn *in, const Vec *v, const Vec *mask)
 
 void op_gather(Cpu *c, const Insn *in) {
     Vec mask, v, index;
-    unsigned n = vec_bytes(in), size = in->osz, count = gather_count(in);
+    unsigned size = in->osz, count = gather_count(in);
     stub_vec_store(c, in->reg2, &mask, 32);
     stub_vec_store(c, in->reg, &v, 32);
     stub_vec_store(c, in->imm8b, &index, 32);
-    for (unsigned i = 0; i < n / size; i++) { /* the mask as the instruction sees it from now on */
-        if (size == 8)
-            mask.q[i] = (u64)((i64)mask.q[i] >> 63);
-        else
-            mask.d[i] = (u32)((i32)mask.d[i] >> 31);
-    }
     for (unsigned i = 0; i < count; i++) {
-        if (!selected(&mask, i, size)) continue;
-        u64 a = element_address(c, in, &index, i);
-        gather_commit(c, in, &v, &mask);
+        if (selected(&mask, i, size)) {
+            u64 a = element_address(c, in, &index, i);
+            gather_commit(c, in, &v, &mask);
+            if (size == 8)
+                v.q[i] = ld64(c, in->seg, a);
+            else
+                v.d[i] = ld32(c, in->seg, a);
+        }
         if (size == 8)
-            v.q[i] = ld64(c, in->seg, a), mask.q[i] = 0;
+            mask.q[i] = 0;
         else
-            v.d[i] = ld32(c, in->seg, a), mask.d[i] = 0;
+            mask.d[i] = 0;
     }
     Vec zero = {0};
     set_vec(c, in->reg, &v, count * size);

@@ -75,6 +75,13 @@ void op_native_pcmpstr(Cpu *c, const Insn *in) {
     if (in->imm8b) c->r[R_RCX] = (u32)res;
 }
 
+/* VZEROUPPER, VZEROALL outside 64-bit code reach eight registers only; a host stub would clear sixteen. */
+void op_vzero_low(Cpu *c, const Insn *in) {
+    fpu_park(c);
+    fpu_zero(c->fpu.area + XS_YMMH, 8 * 16);
+    if (in->flags & INF_VEX256) fpu_zero(c->fpu.area + FX_XMM, 8 * 16);
+}
+
 void op_movnti(Cpu *c, const Insn *in) {
     if (in->osz == 8)
         st64(c, in->seg, insn_ea(c, in), REG64(c, in->reg));

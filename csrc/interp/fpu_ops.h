@@ -31,6 +31,7 @@ void op_native_load_gpr_out(Cpu *c, const Insn *in);
 void op_native_flags(Cpu *c, const Insn *in);
 void op_native_load_flags(Cpu *c, const Insn *in);
 void op_native_pcmpstr(Cpu *c, const Insn *in);
+void op_vzero_low(Cpu *c, const Insn *in);
 void op_movnti(Cpu *c, const Insn *in);
 
 /* interp/fpu_x87.c: like the above, and track the instruction and operand pointers. */
@@ -39,6 +40,9 @@ void op_x87_load(Cpu *c, const Insn *in);
 void op_x87_store(Cpu *c, const Insn *in);
 void op_x87_flags(Cpu *c, const Insn *in);
 void op_x87_cmov(Cpu *c, const Insn *in);
+/* MMX instructions wait for pending x87 exceptions too. */
+void op_mmx_load(Cpu *c, const Insn *in);
+void op_mmx_store(Cpu *c, const Insn *in);
 /* Control instructions, which leave the pointers alone. */
 void op_fldcw(Cpu *c, const Insn *in);
 void op_fninit(Cpu *c, const Insn *in);

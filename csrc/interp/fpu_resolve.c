@@ -128,6 +128,7 @@ static OpFn resolve_vector(Insn *in, const Zi *zi, const u8 *bytes, const Native
     if (gpr && f->gpr_written)
         return native(in, zi, bytes, f, mem ? op_native_load_gpr_out : op_native_gpr_out, HEAD_NONE, TAIL_GPR);
     OpFn fn = !mem ? gpr ? op_native_gpr_in : op_native_reg : f->mem_written ? op_native_store : op_native_load;
+    if (f->mmx && mem) fn = f->mem_written ? op_mmx_store : op_mmx_load;
     return native(in, zi, bytes, f, fn, HEAD_NONE, TAIL_NONE);
 }
 
@@ -187,6 +188,8 @@ static OpFn resolve_special_vector(Insn *in, const Zi *zi, const Zo *ops, const 
     case ZYDIS_MNEMONIC_VPCMPESTRM:
     case ZYDIS_MNEMONIC_VPCMPISTRI:
     case ZYDIS_MNEMONIC_VPCMPISTRM: return resolve_pcmpstr(in, zi, bytes, f);
+    case ZYDIS_MNEMONIC_VZEROUPPER:
+    case ZYDIS_MNEMONIC_VZEROALL: return zi->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ? NULL : op_vzero_low;
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_VMASKMOVDQU: return resolve_maskmov(in, zi, ops);
@@ -273,6 +276,7 @@ OpFn ops_fpu_resolve(Insn *in, u32 mode, const u8 *bytes) {
     if (is_x87(&zi)) return resolve_x87(in, mode, &zi, bytes, &f);
     if (!is_vector(&zi)) return NULL;
     if (zi.mnemonic == ZYDIS_MNEMONIC_MOVNTI) return in->osz = f.mem_bytes, op_movnti;
+    if (!f.xmm && !f.mmx && (f.rm_gpr || f.reg_gpr)) return NULL; /* POPCNT, CRC32 */
     bool mxcsr = zi.meta.isa_set == ZYDIS_ISA_SET_SSEMXCSR;
     fn = zi.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? forbidden_avx(mode) : forbidden_sse(mode, f.xmm || mxcsr);
     if (!fn) fn = resolve_special_vector(in, &zi, ops, bytes, &f);

@@ -10,6 +10,15 @@ INLINE u64 run(Cpu *c, const Insn *in, void *mem) {
     return STUB(in)(mem, c->cc << 8, 0, 0, c);
 }
 
+void x87_wait(Cpu *c) {
+    static void *fwait;
+    static const u8 code = 0x9b;
+    if (likely(!c->fpu.x87_unmasked)) return;
+    if (!fwait) fwait = stub_get(&code, 1, HEAD_NONE, TAIL_NONE);
+    fpu_ensure_live(c);
+    ((StubFn)fwait)(NULL, 0, 0, 0, c);
+}
+
 /* SDM vol 1, 8.1.8 and 8.1.9 */
 INLINE void track(Cpu *c, const Insn *in) {
     c->fpu.fip = c->r[R_RIP] - in->len;
@@ -30,6 +39,7 @@ void op_x87_reg(Cpu *c, const Insn *in) {
 
 void op_x87_load(Cpu *c, const Insn *in) {
     u8 buf[16] __attribute__((aligned(16)));
+    x87_wait(c); /* #MF comes before any fault of the operand */
     u64 off = insn_ea(c, in), lin = seg_lin_r(c, in->seg, off, in->osz);
     void *p = tlb_hit_r(c->tlb, lin, in->osz);
     if (unlikely(p == NULL)) p = (void *)ld_wide(c, in->seg, off, in->osz, buf);
@@ -55,6 +65,7 @@ static NOINLINE void store_slow(Cpu *c, const Insn *in, u64 off) {
 }
 
 void op_x87_store(Cpu *c, const Insn *in) {
+    x87_wait(c);
     u64 off = insn_ea(c, in), lin = seg_lin_w(c, in->seg, off, in->osz);
     void *p = tlb_hit_w(c->tlb, lin, in->osz);
     if (likely(p != NULL)) {
@@ -72,7 +83,18 @@ void op_x87_flags(Cpu *c, const Insn *in) {
 
 void op_x87_cmov(Cpu *c, const Insn *in) { op_x87_reg(c, in); }
 
+void op_mmx_load(Cpu *c, const Insn *in) {
+    x87_wait(c);
+    op_native_load(c, in);
+}
+
+void op_mmx_store(Cpu *c, const Insn *in) {
+    x87_wait(c);
+    op_native_store(c, in);
+}
+
 void op_fldcw(Cpu *c, const Insn *in) {
+    x87_wait(c);
     u16 fcw = ld16(c, in->seg, insn_ea(c, in));
     run(c, in, &fcw);
     c->fpu.x87_unmasked = (fcw & FCW_MASKS) != FCW_MASKS;
@@ -86,15 +108,6 @@ void op_fninit(Cpu *c, const Insn *in) {
 }
 
 void op_fnstsw_ax(Cpu *c, const Insn *in) { REG16(c, ROFF(R_RAX)) = (u16)run(c, in, NULL); }
-
-void x87_wait(Cpu *c) {
-    static void *fwait;
-    static const u8 code = 0x9b;
-    if (likely(!c->fpu.x87_unmasked)) return;
-    if (!fwait) fwait = stub_get(&code, 1, HEAD_NONE, TAIL_NONE);
-    fpu_ensure_live(c);
-    ((StubFn)fwait)(NULL, 0, 0, 0, c);
-}
 
 /* With IGNNE# asserted a waiting instruction ignores what is pending: it runs with everything masked. */
 static void run_ignoring(Cpu *c) {
