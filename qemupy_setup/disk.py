@@ -4,6 +4,7 @@ One bootable ext4 partition at 1 MiB; GRUB's boot.img in the first 440 bytes and
 grub-install lays them out (GNU GRUB manual, "BIOS installation"). Serial and VGA console; root's password is known.
 """
 
+import hashlib
 import struct
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from qemupy_setup.steps import as_root, made_once, run
 
 USER = "root"
 PASSWORD = "qemupy"
-RECIPE = 1  # part of the cached name: raise it when the recipe changes
 
 PACKAGES = ["linux-image-amd64", "systemd-sysv", "udev", "ifupdown", "isc-dhcp-client", "openssh-server", "lz4",
             "iproute2", "procps", "kmod", "pciutils"]
@@ -72,7 +72,13 @@ def debian_disk() -> Path:
     """The raw disk image in the cache, made if it is not there. Never boot it writable in a test: copy it first."""
     folder = cache_dir() / "guests"
     folder.mkdir(parents=True, exist_ok=True)
-    return made_once(folder / f"debian-{apt.release()}-{RECIPE}.img", "make the Debian disk", _make_disk)
+    return made_once(folder / f"debian-{apt.release()}-{_recipe()}.img", "make the Debian disk", _make_disk)
+
+
+def _recipe() -> str:
+    """A name for what goes into the image, so that a cached image of an older recipe is not used."""
+    text = repr((PACKAGES, DISK_SIZE, GRUB_MODULES, BEFORE_PACKAGES, AFTER_PACKAGES))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _make_disk(image: Path) -> None:
