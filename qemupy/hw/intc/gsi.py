@@ -22,8 +22,8 @@ def gsi_lines(pic: Inputs, ioapic: Inputs | None, pins: int = 24) -> list[IrqLin
     """The lines devices drive: 0-15 are the ISA interrupts, the rest reach the IOAPIC only."""
     lines = []
     for n in range(pins):
-        targets = [pic.input(n)] if n < ISA_IRQS else []
+        targets = [pic.input(n)] if n < ISA_IRQS and n != CASCADE else []
         if ioapic is not None:
             targets.append(ioapic.input(2 if n == 0 else n))
-        lines.append(unconnected() if n == CASCADE or not targets else split(*targets))
+        lines.append(split(*targets) if targets else unconnected())
     return lines
