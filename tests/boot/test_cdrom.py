@@ -1,4 +1,4 @@
-"""A CD-ROM with GRUB that loads and starts a kernel; and the same kernel by -kernel, which must find the same machine."""
+"""A CD-ROM with GRUB that starts a kernel; and the same kernel by -kernel, which must find the same machine."""
 
 import re
 
