@@ -111,12 +111,14 @@ void io_apic_eoi(Cpu *c, unsigned vector) {
     upcall_end(c);
 }
 
+static bool unmapped(Machine *m, u64 gpa) { return machine_range(m, gpa)->kind == RANGE_UNMAPPED; }
+
 u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
     Machine *m = c->machine;
     u64 v;
     c->n_mmio++;
     if (m->local_mmio && m->local_mmio(c, gpa, n, &v, false)) return v & ones(n);
-    if (!m->up.mmio_read) return ones(n);
+    if (!m->up.mmio_read || unmapped(m, gpa)) return ones(n);
     upcall_begin(c);
     v = m->up.mmio_read(c->id, gpa, n);
     upcall_end(c);
@@ -128,7 +130,7 @@ void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v) {
     c->n_mmio++;
     v &= ones(n);
     if (m->local_mmio && m->local_mmio(c, gpa, n, &v, true)) return;
-    if (ring_doorbell(c, true, gpa, n, v) || !m->up.mmio_write) return;
+    if (ring_doorbell(c, true, gpa, n, v) || !m->up.mmio_write || unmapped(m, gpa)) return;
     upcall_begin(c);
     m->up.mmio_write(c->id, gpa, n, v);
     upcall_end(c);
