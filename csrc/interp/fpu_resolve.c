@@ -276,9 +276,9 @@ OpFn ops_fpu_resolve(Insn *in, u32 mode, const u8 *bytes) {
     if (is_x87(&zi)) return resolve_x87(in, mode, &zi, bytes, &f);
     if (!is_vector(&zi)) return NULL;
     if (zi.mnemonic == ZYDIS_MNEMONIC_MOVNTI) return in->osz = f.mem_bytes, op_movnti;
-    if (!f.xmm && !f.mmx && (f.rm_gpr || f.reg_gpr)) return NULL; /* POPCNT, CRC32 */
-    bool mxcsr = zi.meta.isa_set == ZYDIS_ISA_SET_SSEMXCSR;
-    fn = zi.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? forbidden_avx(mode) : forbidden_sse(mode, f.xmm || mxcsr);
+    if (zi.mnemonic == ZYDIS_MNEMONIC_POPCNT || zi.mnemonic == ZYDIS_MNEMONIC_CRC32) return NULL;
+    bool only_mmx = !f.xmm && (f.mmx || zi.mnemonic == ZYDIS_MNEMONIC_EMMS);
+    fn = zi.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? forbidden_avx(mode) : forbidden_sse(mode, !only_mmx);
     if (!fn) fn = resolve_special_vector(in, &zi, ops, bytes, &f);
     return fn ? fn : resolve_vector(in, &zi, bytes, &f);
 }

@@ -142,6 +142,7 @@ static bool instruction_allowed(const ZydisDecodedInstruction *zi) {
     case ZYDIS_MNEMONIC_FXRSTOR64:
     case ZYDIS_MNEMONIC_FNSTENV:
     case ZYDIS_MNEMONIC_FNSAVE: return false;
+    case ZYDIS_MNEMONIC_NOP: return zi->opcode != 0x0d; /* PREFETCHW of a register: #UD on AMD's */
     default: return zi->meta.branch_type != ZYDIS_BRANCH_TYPE_FAR;
     }
 }
