@@ -43,23 +43,15 @@ class HostClock(LoopClock):
 
 
 class CoreClock(Protocol):
-    """The clock in the core, from which the TSC and the local APIC timers run."""
+    """The same clock in the core, from which the TSC and the local APIC timers run."""
 
-    def now(self) -> int: ...
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def set(self, ns: int) -> None: ...
+    def sync(self, running: bool, value: int) -> None:
+        """Running: `value` is the offset to the host's monotonic time; else the time it stands at."""
 
 
 class VirtualClock(LoopClock):
-    """Guest time: monotonic host time plus an offset while running, constant while stopped.
-
-    Where there is a core its clock leads: at every start the offset between the two is measured, so that reading the
-    time costs no call into the core and yet all guest time sources agree.
-    """
+    """Guest time: monotonic host time plus an offset while running, constant while stopped. The core follows it, so
+    that all guest time sources agree and reading the time costs no call into the core."""
 
     def __init__(self, heap: TimerHeap) -> None:
         super().__init__(heap)
@@ -73,39 +65,23 @@ class VirtualClock(LoopClock):
 
     def start(self) -> None:
         if not self.running:
-            if self.core is not None:
-                self.core.start()
-                self._offset = _measure_offset(self.core)
-            else:
-                self._offset = self._stopped_at - time.monotonic_ns()
+            self._offset = self._stopped_at - time.monotonic_ns()
             self.running = True
+            self._sync(self._offset)
 
     def stop(self) -> None:
         if self.running:
-            if self.core is not None:
-                self.core.stop()
-                self._stopped_at = self.core.now()
-            else:
-                self._stopped_at = self.now()
+            self._stopped_at = self.now()
             self.running = False
+            self._sync(self._stopped_at)
 
     def set(self, now: int) -> None:
         """Put the stopped clock to `now` (loading a saved machine)."""
         if self.running:
             raise RuntimeError("the virtual clock is set only while stopped")
         self._stopped_at = now
+        self._sync(now)
+
+    def _sync(self, value: int) -> None:
         if self.core is not None:
-            self.core.set(now)
-
-
-def _measure_offset(core: CoreClock) -> int:
-    """Core time minus monotonic time; of several samples the one taken fastest."""
-    best: tuple[int, int] | None = None
-    for _ in range(5):
-        before = time.monotonic_ns()
-        now = core.now()
-        after = time.monotonic_ns()
-        if best is None or after - before < best[0]:
-            best = (after - before, now - (before + after) // 2)
-    assert best is not None
-    return best[1]
+            self.core.sync(self.running, value)

@@ -75,17 +75,8 @@ class InterpClock:
     def __init__(self) -> None:
         self.handle = ffi.gc(lib.qpy_clock_new(), lib.qpy_clock_free)
 
-    def now(self) -> int:
-        return int(lib.qpy_clock_now(self.handle))
-
-    def start(self) -> None:
-        lib.qpy_clock_start(self.handle)
-
-    def stop(self) -> None:
-        lib.qpy_clock_stop(self.handle)
-
-    def set(self, ns: int) -> None:
-        lib.qpy_clock_set(self.handle, ns)
+    def sync(self, running: bool, value: int) -> None:
+        lib.qpy_clock_sync(self.handle, running, value)
 
 
 class InterpMemory:
