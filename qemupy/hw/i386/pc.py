@@ -9,6 +9,8 @@ There is no network card unless asked for. Interrupts of PCI devices go through 
 
 from __future__ import annotations
 
+from qemupy.hw.acpi import smbios, tables
+from qemupy.hw.acpi.dsdt import Hardware
 from qemupy.hw.acpi.piix4_pm import Piix4Pm
 from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
@@ -99,7 +101,23 @@ class Pc:
         vm.add("fw_cfg", self.fw_cfg)
         vm.ports.map(0x510, self.fw_cfg.bank(), 2, name="fwcfg")
         vm.ports.map(0x514, self.fw_cfg.bank("dma"), 8, name="fwcfg.dma")
-        pc_fw_cfg.add_items(vm, self.fw_cfg, self.memory.split)
+        split = self.memory.split
+        pc_fw_cfg.add_items(vm, self.fw_cfg, split)
+        self.acpi = tables.build(self._hardware())
+        self.identity = smbios.Identity(
+            cpus=vm.config.smp, below_4g=split.below_4g, above_4g=split.above_4g, uuid=pc_fw_cfg.machine_uuid(vm)
+        )
+        pc_fw_cfg.add_tables(self.fw_cfg, self.acpi, self.identity)
+
+    def _hardware(self) -> Hardware:
+        return Hardware(
+            cpus=self.vm.config.smp,
+            below_4g=self.memory.split.below_4g,
+            serials=tuple(pc_isa.SERIAL_PORTS[n] for n, backend in enumerate(self.vm.serials[:4]) if backend),
+            parallels=(pc_isa.PARALLEL_PORT,) if self.has_parallel else (),
+            floppy=False,
+            hpet=False,
+        )
 
     def _fill_cmos(self) -> None:
         rtc, split, boot = self.rtc, self.memory.split, self.vm.config.boot

@@ -7,6 +7,8 @@ import uuid
 
 from qemupy import options
 from qemupy.errors import BackendError, ConfigError
+from qemupy.hw.acpi import smbios, tables
+from qemupy.hw.acpi.tables import AcpiTables
 from qemupy.hw.i386.pc_memory import GIB4, RamSplit
 from qemupy.hw.misc import fw_cfg as keys
 from qemupy.hw.misc.fw_cfg import FwCfg
@@ -45,6 +47,16 @@ def add_items(vm: Vm, cfg: FwCfg, split: RamSplit) -> None:
     _add_boot_options(vm, cfg)
     for text in config.fw_cfg:
         _add_user_file(cfg, text)
+
+
+def add_tables(cfg: FwCfg, acpi: AcpiTables, identity: smbios.Identity) -> None:
+    """ACPI and SMBIOS tables for the firmware to place."""
+    cfg.add_file(tables.TABLES_FILE, bytes(acpi.block))
+    cfg.add_file(tables.RSDP_FILE, acpi.rsdp)
+    cfg.add_file(tables.LOADER_FILE, acpi.loader_script())
+    anchor, structures = smbios.build(identity)
+    cfg.add_file(smbios.ANCHOR_FILE, anchor)
+    cfg.add_file(smbios.TABLES_FILE, structures)
 
 
 def _add_boot_options(vm: Vm, cfg: FwCfg) -> None:
