@@ -1,5 +1,5 @@
 /* The decoded-block cache: building, finding and dropping blocks. See block.h for the picture. */
-#include "interp/block.h"
+#include "interp/trace.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -177,12 +177,14 @@ static void post_remote(Interp *it, u64 off, unsigned n) {
     if (it->owner) cpu_pend(it->owner, PEND_KICK);
 }
 
+static bool same_machine(const Interp *it, const Cpu *c) { return it->owner && it->owner->machine == c->machine; }
+
 /* Code was written to. The writing vCPU drops its blocks at once; the others at their next block boundary, before they
  * can see any later store of the writer and act on it. */
 static void invalidate_hook(Cpu *c, u64 ram_off, unsigned n) {
     spin_lock(&interps_lock);
     for (u32 i = 0; i < n_interps; i++)
-        if (!c || interps[i] != c->interp) post_remote(interps[i], ram_off, n);
+        if (!c || (interps[i] != c->interp && same_machine(interps[i], c))) post_remote(interps[i], ram_off, n);
     spin_unlock(&interps_lock);
     if (c && c->interp) invalidate(c, ram_off, n);
 }
@@ -191,8 +193,7 @@ void block_drain_remote(Cpu *c) {
     Interp *it = c->interp;
     spin_lock(&it->lock);
     u32 n = it->n_remote;
-    if (n > REMOTE_MAX)
-        interp_flush_all(c);
+    if (n > REMOTE_MAX) interp_flush_all(c);
     else
         for (u32 i = 0; i < n; i++) invalidate(c, it->remote[i].off, it->remote[i].n);
     it->n_remote = 0;
@@ -339,6 +340,7 @@ static Block *block_build(Cpu *c, u64 lin, const u8 *host, u64 ram_off) {
     page_link(it, b, 0);
     if (b->ram_off2 != ~0ull) page_link(it, b, 1);
     c->n_block++;
+    if (log_on(LOG_IN_ASM)) trace_decoded(c, b, s.buf);
     return b;
 }
 

@@ -2,7 +2,7 @@
  *
  * Between blocks one load of Cpu.pending decides whether anybody wants something. A handler that raises leaves by
  * longjmp to the caller of interp_run(); the instructions its block completed are counted on the way back in. */
-#include "interp/block.h"
+#include "interp/trace.h"
 
 /* Instructions of a block left half-way (exception, restart) that did complete. */
 static void count_partial(Cpu *c, Interp *it) {
@@ -58,15 +58,19 @@ static void exec_step(Cpu *c, Interp *it) {
 
 /* Something other than the next block. True: leave the run loop. */
 static bool run_special(Cpu *c, Interp *it) {
-    u32 pending = c->pending;
-    if (pending & ~(u32)PEND_SHADOW && !(pending & PEND_SHADOW)) return true;
+    if (c->pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
+    else if (cpu_attention(c)) return true;
     if (c->halted || c->icount >= it->budget_end) return true;
-    if (pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
-    if (c->mode & MODE_STEP)
-        exec_step(c, it);
-    else
-        exec_one(c, it);
+    if (c->mode & MODE_STEP) exec_step(c, it);
+    else exec_one(c, it);
     return c->halted;
+}
+
+/* Tracing sets stop to 0 to get here before every block. */
+static bool traced(Cpu *c, Interp *it, const Block *b) {
+    if (!b || it->stop) return false;
+    trace_entered(c, b);
+    return c->icount + b->n <= it->budget_end;
 }
 
 /* In code that is not flat the segment's base and limit may have changed under the same mapping and mode. */
@@ -95,23 +99,21 @@ void interp_run(Cpu *c) {
     Interp *it = c->interp;
     count_partial(c, it);
     it->owner = c;
+    it->stop = log_on(LOG_EXEC | LOG_CPU) ? 0 : it->budget_end;
     if (unlikely(it->n_remote)) block_drain_remote(c);
     Block *prev = &block_none;
     for (;;) {
         u64 rip = c->r[R_RIP];
         Block *b;
-        if (unlikely(c->pending) || unlikely(c->mode & MODE_STEP)) {
+        if (unlikely(cpu_attention(c)) || unlikely(c->mode & MODE_STEP)) {
             if (run_special(c, it)) return;
             prev = &block_none;
             continue;
         }
-        if (block_matches(c, prev->succ[0], rip))
-            b = prev->succ[0];
-        else if (block_matches(c, prev->succ[1], rip))
-            b = prev->succ[1];
-        else
-            b = find_block(c, it, prev);
-        if (unlikely(!b) || unlikely(c->icount + b->n > it->stop)) {
+        if (block_matches(c, prev->succ[0], rip)) b = prev->succ[0];
+        else if (block_matches(c, prev->succ[1], rip)) b = prev->succ[1];
+        else b = find_block(c, it, prev);
+        if ((unlikely(!b) || unlikely(c->icount + b->n > it->stop)) && !traced(c, it, b)) {
             if (run_special(c, it)) return;
             prev = &block_none;
             continue;

@@ -1,0 +1,46 @@
+/* What -d in_asm, exec and cpu write, in QEMU's formats (its docs: "-d help"). Off the hot path; libc, so the guest's
+ * FPU is parked. */
+#include "interp/trace.h"
+#include "decode/disasm.h"
+
+#include <stdio.h>
+
+void trace_decoded(Cpu *c, const Block *b, const u8 *bytes) {
+    unsigned bits = c->mode & MODE_CS64 ? 64 : c->mode & MODE_CS32 ? 32 : 16;
+    u64 rip = b->rip;
+    fpu_park(c);
+    log_printf("----------------\nIN: \n");
+    for (unsigned i = 0, pos = 0; i < b->n; i++) {
+        unsigned len = b->insn[i].len;
+        char text[96], hex[3 * 15 + 1] = "";
+        for (unsigned k = 0; k < len && pos + k < b->size; k++) sprintf(hex + 3 * k, "%02x ", bytes[pos + k]);
+        disasm(bits, rip, bytes + pos, len, text, sizeof text);
+        log_printf("0x%08llx:  %-24s %s\n", (unsigned long long)((c->ea_base[SEG_CS] + rip) & c->lin_mask), hex, text);
+        rip += len;
+        pos += len;
+    }
+    log_printf("\n");
+}
+
+static void trace_registers(const Cpu *c) {
+    static const char names[16][4] = {"RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
+                                      "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"};
+    static const u8 order[16] = {R_RAX, R_RBX, R_RCX, R_RDX, R_RSI, R_RDI, R_RBP, R_RSP, 8, 9, 10, 11, 12, 13, 14, 15};
+    char text[1024];
+    int n = 0;
+    for (unsigned i = 0; i < 16; i++)
+        n += sprintf(text + n, "%s=%016llx%c", names[order[i]], (unsigned long long)c->r[order[i]],
+                     i % 4 == 3 ? '\n' : ' ');
+    log_printf("%sRIP=%016llx RFL=%08llx CPL=%u II=%u A20=%u HLT=%u\nCR0=%08llx CR2=%016llx CR3=%016llx CR4=%08llx\n",
+               text, (unsigned long long)c->r[R_RIP], (unsigned long long)cpu_rflags(c), c->cpl,
+               !!(c->pending & PEND_SHADOW), (unsigned)(c->a20_mask >> 20 & 1), c->halted, (unsigned long long)c->cr0,
+               (unsigned long long)c->cr2, (unsigned long long)c->cr3, (unsigned long long)c->cr4);
+}
+
+void trace_entered(Cpu *c, const Block *b) {
+    fpu_park(c);
+    if (log_on(LOG_EXEC))
+        log_printf("Trace %u: %p [%08llx/%016llx/%08x]\n", c->index, (const void *)b,
+                   (unsigned long long)c->seg[SEG_CS].base, (unsigned long long)b->rip, b->mode);
+    if (log_on(LOG_CPU)) trace_registers(c);
+}
