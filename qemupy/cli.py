@@ -66,10 +66,10 @@ def run_config(config: Config) -> int:
     from qemupy.vcpu.interp import InterpAccel
     from qemupy.vm import Vm
 
-    trace.set_mask(config.log_mask)
     if config.log_file is not None:
         trace.open_log(config.log_file)
     vm = Vm(config, InterpAccel(config.ram + (256 << 20)))
+    vm.set_log_mask(config.log_mask)
     try:
         _build(vm)
     except BaseException:

@@ -68,6 +68,11 @@ def open_log(path: str | None) -> None:
         old.close()
 
 
+def fileno() -> int:
+    """Where the log goes, for the core's part of it."""
+    return _out.fileno()
+
+
 def log(category: int, message: str) -> None:
     if enabled & category:
         _out.write(message if message.endswith("\n") else message + "\n")

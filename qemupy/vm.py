@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from qemupy import trace
 from qemupy.backends.chardev import CharBackend
 from qemupy.backends.chardev.options import Chardevs
 from qemupy.config import Config
@@ -84,6 +85,9 @@ class Vm:
         self.keyboard: Keyboard | None = None
         self.monitored = False  # somebody could look at a stopped machine
         self.roms: list[tuple[int, int, str]] = []  # (address, size, name), for `info roms`
+        self.user_ids: set[str] = set()  # names of devices that came from -device id=
+        self.a20 = True
+        self._closers: list[Callable[[], None]] = []
         self._resets: list[Callable[[], None]] = []
         self._powerdowns: list[Callable[[], None]] = []
         self._state_listeners: list[Callable[[RunState], None]] = []
@@ -115,6 +119,20 @@ class Vm:
 
     def on_run_state(self, call: Callable[[RunState], None]) -> None:
         self._state_listeners.append(call)
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Called at the end, when nothing runs any more."""
+        self._closers.append(call)
+
+    def set_a20(self, enabled: bool) -> None:
+        """The A20 gate, as the board's OR of its sources says."""
+        self.a20 = enabled
+        self.accel.set_a20(enabled)
+
+    def set_log_mask(self, mask: int) -> None:
+        """`-d`, for Python's part and the core's."""
+        trace.set_mask(mask)
+        self.accel.set_log(mask)
 
     def add_vcpu(self, model: str) -> Vcpu:
         vcpu = self.accel.create_vcpu(model)
@@ -279,6 +297,8 @@ class Vm:
         for drive in self.drives.values():
             drive.close()
         self.workers.stop()
+        for call in self._closers:
+            call()
         self.chardevs.close()
         self.accel.close()
         self.loop.close()

@@ -1,1 +1,10 @@
-"""Monitors: typed commands (`commands.py`) and their faces."""
+"""Monitors: typed commands on a Vm (`commands.py`), their HMP faces (`hmp_*.py`), and the session on a chardev."""
+
+from __future__ import annotations
+
+
+def load_commands() -> None:
+    """Enter all HMP commands in the table."""
+    from qemupy.monitor import hmp_cpu, hmp_info, hmp_machine, hmp_memory
+
+    assert hmp_cpu and hmp_info and hmp_machine and hmp_memory

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
+from qemupy.errors import QemupyError
+from qemupy.monitor.hmp import HmpSession
 from qemupy.vm import Vm
 
 
 def attach_monitors(vm: Vm) -> None:
-    """`-monitor`, `-mon`, and one for every `mon:` serial port."""
+    """`-monitor` and `-mon`, and one on the mux of every `mon:` serial port."""
+    for n, (text, _mode) in enumerate(vm.config.monitors):
+        if text == "none":
+            continue
+        if text == "stdio" and os.isatty(0) and os.isatty(1):
+            from qemupy.monitor.terminal import TerminalMonitor
+
+            TerminalMonitor(vm).start()
+            vm.monitored = True
+            continue
+        try:
+            backend = vm.chardevs.frontend(vm.chardevs.add_short(text, f"compat_monitor{n}"))
+        except QemupyError as e:
+            raise type(e)(f"-monitor {text}: {e}") from None
+        HmpSession(vm, backend)
+        vm.monitored = vm.monitored or text != "null"
+    for n, text in enumerate(vm.config.serials):
+        if text.startswith("mon:"):
+            HmpSession(vm, vm.chardevs.frontend(f"serial{n}"))
+            vm.monitored = True

@@ -85,6 +85,9 @@ class Accel(Protocol):
 
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]: ...
 
+    def set_log(self, mask: int) -> None:
+        """What to log (qemupy.trace's mask), to where trace writes."""
+
     def close(self) -> None: ...
 
 
@@ -158,6 +161,9 @@ class FakeAccel:
 
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]:
         return f".byte {code[0]:#04x}", 1
+
+    def set_log(self, mask: int) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from qemupy import trace
 from qemupy._core import ffi, lib
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.bql import Bql, CoreBql
@@ -68,6 +69,13 @@ def qpy_up_apic_eoi(vcpu: int, vector: int) -> None:
 
 _UPCALL_NAMES = (
     "pio_read", "pio_write", "pio_read_string", "pio_write_string", "mmio_read", "mmio_write", "intack", "apic_eoi",
+)  # fmt: skip
+
+
+_LOG_BITS = (
+    (trace.IN_ASM, lib.QPY_LOG_IN_ASM), (trace.INT, lib.QPY_LOG_INT), (trace.EXEC, lib.QPY_LOG_EXEC),
+    (trace.CPU, lib.QPY_LOG_CPU), (trace.CPU_RESET, lib.QPY_LOG_CPU_RESET), (trace.UNIMP, lib.QPY_LOG_UNIMP),
+    (trace.GUEST_ERRORS, lib.QPY_LOG_GUEST_ERRORS), (trace.MMU, lib.QPY_LOG_MMU),
 )  # fmt: skip
 
 
@@ -203,6 +211,10 @@ class InterpAccel:
         out = ffi.new("char[]", 256)
         length = int(lib.qpy_disassemble(rip, bits, code, len(code), out, 256))
         return ffi.string(out).decode(), length
+
+    def set_log(self, mask: int) -> None:
+        bits = sum(core for ours, core in _LOG_BITS if mask & ours)
+        lib.qpy_log_set(bits, trace.fileno())
 
     def close(self) -> None:
         """With no vCPU running."""

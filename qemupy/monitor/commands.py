@@ -1,0 +1,233 @@
+"""What monitors can do, as typed functions on a Vm. QMP's names; HMP handlers print what these answer.
+
+All run in the main loop with the BQL held. Mistakes are MonitorError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from qemupy.backends.block.drive import Drive
+from qemupy.backends.block.media import Overlay
+from qemupy.backends.block.open import open_medium
+from qemupy.config import DriveConfig
+from qemupy.errors import MonitorError
+from qemupy.vm import RunState, Vm
+
+QEMU_VERSION = (7, 2, 22)
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class StatusInfo:
+    running: bool
+    status: RunState
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionInfo:
+    qemu: tuple[int, int, int]
+    package: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuInfo:
+    cpu_index: int
+    thread_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockInfo:
+    device: str
+    removable: bool
+    locked: bool
+    tray_open: bool
+    attached_to: str
+    file: str | None
+    format: str
+    readonly: bool
+    cache: str
+    backing_file: str | None
+
+
+def query_status(vm: Vm) -> StatusInfo:
+    return StatusInfo(vm.running, vm.run_state)
+
+
+def query_version(vm: Vm) -> VersionInfo:
+    from qemupy import __version__
+
+    return VersionInfo(QEMU_VERSION, f"qemupy {__version__}")
+
+
+def query_name(vm: Vm) -> str:
+    return vm.config.name
+
+
+def query_uuid(vm: Vm) -> str:
+    return vm.config.uuid or "00000000-0000-0000-0000-000000000000"
+
+
+def query_cpus_fast(vm: Vm) -> list[CpuInfo]:
+    return [CpuInfo(t.vcpu.index, t.thread.native_id or 0) for t in vm.manager.threads]
+
+
+def query_block(vm: Vm) -> list[BlockInfo]:
+    return [_block_info(drive) for drive in vm.drives.values()]
+
+
+def _block_info(drive: Drive) -> BlockInfo:
+    medium = drive.medium
+    overlay = isinstance(medium, Overlay)
+    cache = "writethrough" if drive.writethrough else "writeback"
+    return BlockInfo(
+        device=drive.name,
+        removable=drive.removable,
+        locked=drive.locked,
+        tray_open=drive.tray_open,
+        attached_to=drive.attached_to,
+        file=medium.filename if medium is not None else None,
+        format=medium.format if medium is not None else "",
+        readonly=drive.readonly,
+        cache=cache + (", ignore flushes" if drive.no_flush or overlay else ""),
+        backing_file=medium.filename if overlay and medium is not None else None,
+    )
+
+
+def stop(vm: Vm) -> None:
+    vm.stop()
+
+
+def cont(vm: Vm) -> None:
+    if vm.run_state == RunState.INTERNAL_ERROR:
+        raise MonitorError("Resetting the Virtual Machine is required")
+    vm.cont()
+
+
+def system_reset(vm: Vm) -> None:
+    vm.request_reset("host-qmp-system-reset")
+
+
+def system_powerdown(vm: Vm) -> None:
+    vm.powerdown()
+
+
+def quit(vm: Vm) -> None:
+    vm.request_shutdown("host-qmp-quit")
+
+
+def inject_nmi(vm: Vm) -> None:
+    vm.nmi()
+
+
+def send_key(vm: Vm, keys: list[str], hold_time: int = 100) -> None:
+    """All keys down in order, and up again in the reverse order after `hold_time` ms of guest time."""
+    keyboard = vm.keyboard
+    if keyboard is None:
+        raise MonitorError("this machine has no keyboard")
+    for key in keys:
+        keyboard.key(key, True)
+
+    def release() -> None:
+        for key in reversed(keys):
+            keyboard.key(key, False)
+
+    clock = vm.loop.virtual
+    clock.timer(release).mod(clock.now() + max(hold_time, 1) * 1_000_000)
+
+
+def screendump(vm: Vm, filename: str, format: str = "ppm") -> None:
+    """The screen as a PPM (P6) or PNG file."""
+    if vm.screen is None:
+        raise MonitorError("no graphical console")
+    if format not in ("ppm", "png"):
+        raise MonitorError(f"Parameter 'format' does not accept value '{format}'")
+    width, height, rgb = vm.screen.screenshot()
+    data = _png(width, height, rgb) if format == "png" else f"P6\n{width} {height}\n255\n".encode() + rgb
+    _write_file(filename, data)
+
+
+def _png(width: int, height: int, rgb: bytes) -> bytes:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + rgb[y * width * 3 : (y + 1) * width * 3] for y in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    )
+
+
+def _write_file(filename: str, data: bytes) -> None:
+    try:
+        with open(filename, "wb") as file:
+            file.write(data)
+    except OSError as e:
+        raise MonitorError(f"failed to open file '{filename}': {os.strerror(e.errno or 0)}") from None
+
+
+def memsave(vm: Vm, val: int, size: int, filename: str, cpu_index: int = 0) -> None:
+    """Guest-virtual memory to a file."""
+    with vm.paused():
+        data = vm.vcpus[cpu_index].read(val & (1 << 64) - 1, _sane(size))
+    if len(data) < size:
+        raise MonitorError(f"Invalid addr 0x{val:016x}/size {size} specified")
+    _write_file(filename, data)
+
+
+def pmemsave(vm: Vm, val: int, size: int, filename: str) -> None:
+    """Guest-physical memory to a file."""
+    _write_file(filename, vm.dma.read(val & (1 << 64) - 1, _sane(size)))
+
+
+def _sane(size: int) -> int:
+    if not 0 <= size <= 1 << 40:
+        raise MonitorError(f"size {size} is out of range")
+    return size
+
+
+def find_drive(vm: Vm, device: str) -> Drive:
+    drive = vm.drives.get(device)
+    if drive is None:
+        raise MonitorError(f"Device '{device}' not found")
+    return drive
+
+
+def eject(vm: Vm, device: str, force: bool = False) -> None:
+    drive = find_drive(vm, device)
+    if not drive.removable:
+        raise MonitorError(f"Device '{device}' is not removable")
+    if drive.locked and not force:
+        raise MonitorError(
+            f"Device '{device}' is locked and force was not specified, wait for tray to open and try again"
+        )
+    vm.drain()
+    drive.change(None)
+
+
+def blockdev_change_medium(
+    vm: Vm, device: str, filename: str, format: str | None = None, readonly: bool = True
+) -> None:
+    drive = find_drive(vm, device)
+    if not drive.removable:
+        raise MonitorError(f"Device '{device}' is not removable")
+    old = next(c for c in vm.config.drives if c.id == device)
+    medium = open_medium(
+        DriveConfig(device, old.interface, old.index, old.media, filename, format, readonly or old.media == "cdrom")
+    )
+    vm.drain()
+    drive.change(medium)
+
+
+def commit(vm: Vm, device: str) -> None:
+    """Write `snapshot=on` changes back to the image; `all` for every drive."""
+    vm.drain()
+    drives = list(vm.drives.values()) if device == "all" else [find_drive(vm, device)]
+    for drive in drives:
+        error = drive.commit()
+        if error:
+            raise MonitorError(f"'commit' error for '{drive.name}': {os.strerror(error)}")

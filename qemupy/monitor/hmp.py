@@ -1,0 +1,152 @@
+"""The human monitor: runs command lines against a Vm, and sits on a chardev as a frontend.
+
+`Hmp.execute` is what every face uses: the line editor here, the prompt_toolkit front end, QMP's human-monitor-command.
+It runs in the main loop with the BQL held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qemupy.backends.chardev.base import CLOSED, MUX_IN, MUX_OUT, OPENED, CharBackend
+from qemupy.errors import QemupyError
+from qemupy.monitor import load_commands
+from qemupy.monitor.command import Arguments, Command, Format, UsageError, commands, info_commands
+from qemupy.monitor.cpu_registers import register_value
+from qemupy.monitor.readline import Readline
+from qemupy.vm import Vm
+
+PROMPT = "(qemu) "
+QEMU_VERSION = "7.2.22"
+
+
+class Hmp:
+    """One monitor. Output of the running command goes to `print`."""
+
+    def __init__(self, vm: Vm) -> None:
+        load_commands()
+        self.vm = vm
+        self.cpu = 0  # the current vCPU
+        self.default_format = Format(1, "x", 4)
+        self._out: list[str] = []
+        self.history: Callable[[], list[str]] = list
+
+    def banner(self) -> str:
+        return f"QEMU {QEMU_VERSION} monitor - type 'help' for more information\n"
+
+    def print(self, text: str = "") -> None:
+        self._out.append(text + "\n")
+
+    def write(self, text: str) -> None:
+        """Without line end."""
+        self._out.append(text)
+
+    def register(self, name: str) -> int | None:
+        """`$name` in expressions."""
+        with self.vm.paused():
+            return register_value(self.vm.vcpus[self.cpu].state(), name)
+
+    def execute(self, line: str) -> str:
+        """Run one line; its output, errors included."""
+        self._out = []
+        try:
+            self._dispatch(line)
+        except UsageError as e:
+            self.print(f'{e}\nTry "help {e.command}" for more information')
+        except QemupyError as e:
+            self.print(f"Error: {e}" if not getattr(e, "plain", False) else str(e))
+        return "".join(self._out)
+
+    def _dispatch(self, line: str) -> None:
+        at = len(line) - len(line.lstrip())
+        end = at
+        while end < len(line) and line[end] not in " \t/":
+            end += 1
+        name = line[at:end]
+        if not name or name.startswith("#"):
+            return
+        command = commands.get(name)
+        if command is None:
+            self.print(f"unknown command: '{name}'")
+            return
+        if command.name == "info" and line[end:].strip():
+            found = self._find_info(line, end)
+            if found is None:
+                return
+            command, end = found
+        command.handler(self, *Arguments(self, command, name, line, end).read())
+
+    def _find_info(self, line: str, end: int) -> tuple[Command, int] | None:
+        at = end + len(line[end:]) - len(line[end:].lstrip())
+        stop = at
+        while stop < len(line) and line[stop] not in " \t":
+            stop += 1
+        command = info_commands.get(line[at:stop])
+        if command is None:
+            self.print(f"unknown command: 'info {line[at:stop]}'")
+            return None
+        return command, stop
+
+    def complete(self, text: str) -> list[str]:
+        """Whole-line candidates for `text`: commands, then `info` items, help topics, drives and keys."""
+        words = text.split(" ")
+        if len(words) == 1:
+            return sorted(name for name in commands if name.startswith(words[0]))
+        pool: list[str] = []
+        if len(words) == 2 and words[0] in ("info", "help", "?"):
+            pool = sorted(info_commands if words[0] == "info" else commands)
+        elif len(words) == 3 and words[0] in ("help", "?") and words[1] == "info":
+            pool = sorted(info_commands)
+        elif words[0] in ("eject", "change", "commit"):
+            pool = sorted(self.vm.drives)
+        elif words[0] == "sendkey" and len(words) == 2:
+            from qemupy.monitor.keys import QCODES
+
+            head, dash, last = words[1].rpartition("-")
+            return [f"sendkey {head}{dash}{key}" for key in QCODES if key.startswith(last)]
+        return [" ".join([*words[:-1], word]) for word in pool if word.startswith(words[-1])]
+
+
+class HmpSession:
+    """An Hmp on a chardev. On a mux it speaks only while it has the focus."""
+
+    def __init__(self, vm: Vm, backend: CharBackend) -> None:
+        self.hmp = Hmp(vm)
+        self._backend = backend
+        self._muted = False
+        self._greeted = False
+        self._line = Readline(self._send, PROMPT, self._enter, self.hmp.complete)
+        self.hmp.history = lambda: self._line.history
+        backend.connect(self._line.feed, lambda: 4096, self._event)
+
+    def _send(self, text: str) -> None:
+        if not self._muted:
+            self._backend.write(text.replace("\n", "\r\n").encode())
+
+    def _greet(self) -> None:
+        self._greeted = True
+        self._send(self.hmp.banner())
+        self._line.show()
+
+    def _event(self, event: str) -> None:
+        if event == OPENED:
+            self._line.clear()
+            self._muted = getattr(self._backend, "filename", "") == "mux"
+            if not self._muted:
+                self._greet()
+        elif event == CLOSED:
+            self._greeted = False
+        elif event == MUX_IN:
+            self._muted = False
+            if self._greeted:
+                self._send("\n")
+                self._line.show()
+            else:
+                self._greet()
+        elif event == MUX_OUT:
+            self._send("\n")
+            self._muted = True
+
+    def _enter(self, line: str) -> None:
+        self._send(self.hmp.execute(line))
+        self._line.show()
