@@ -9,6 +9,7 @@ There is no network card unless asked for. Interrupts of PCI devices go through 
 
 from __future__ import annotations
 
+from qemupy import options
 from qemupy.hw.acpi import smbios, tables
 from qemupy.hw.acpi.dsdt import Hardware
 from qemupy.hw.acpi.piix4_pm import Piix4Pm
@@ -47,7 +48,9 @@ class Pc:
         self.irqs = Interrupts(vm)
         self.irqs.join_shared()
         self._add_bridges()
-        self.rtc = pc_isa.add_chips(vm, self.irqs)
+        self.has_hpet = options.boolean("hpet", vm.config.machine_options.get("hpet", "on"))
+        self.rtc = pc_isa.add_chips(vm, self.irqs, self.has_hpet)
+        self.dma = pc_isa.add_dma(vm)
         pc_isa.add_system_ports(vm, self.irqs)
         pc_isa.add_keyboard(vm, self.irqs)
         self.serial_count = pc_isa.add_serial_ports(vm, self.irqs)
@@ -102,7 +105,7 @@ class Pc:
         vm.ports.map(0x510, self.fw_cfg.bank(), 2, name="fwcfg")
         vm.ports.map(0x514, self.fw_cfg.bank("dma"), 8, name="fwcfg.dma")
         split = self.memory.split
-        pc_fw_cfg.add_items(vm, self.fw_cfg, split)
+        pc_fw_cfg.add_items(vm, self.fw_cfg, split, self.has_hpet)
         self.acpi = tables.build(self._hardware())
         self.identity = smbios.Identity(
             cpus=vm.config.smp, below_4g=split.below_4g, above_4g=split.above_4g, uuid=pc_fw_cfg.machine_uuid(vm)
@@ -116,7 +119,7 @@ class Pc:
             serials=tuple(pc_isa.SERIAL_PORTS[n] for n, backend in enumerate(self.vm.serials[:4]) if backend),
             parallels=(pc_isa.PARALLEL_PORT,) if self.has_parallel else (),
             floppy=False,
-            hpet=False,
+            hpet=self.has_hpet,
         )
 
     def _fill_cmos(self) -> None:

@@ -25,13 +25,19 @@ def e820(split: RamSplit) -> bytes:
     return table
 
 
+def hpet_blocks(present: bool) -> bytes:
+    """Count, then event timer block id, address, minimum tick and page protection of each, room for eight."""
+    blocks = struct.pack("<IQHB", 0x8086A201, 0xFED00000, 100, 0) if present else b""
+    return (bytes((len(blocks) // 15,)) + blocks).ljust(1 + 8 * 15, b"\0")
+
+
 def machine_uuid(vm: Vm) -> bytes:
     if vm.config.uuid is None:
         return bytes(16)
     return uuid.UUID(vm.config.uuid).bytes
 
 
-def add_items(vm: Vm, cfg: FwCfg, split: RamSplit) -> None:
+def add_items(vm: Vm, cfg: FwCfg, split: RamSplit, has_hpet: bool) -> None:
     config = vm.config
     cfg.add_bytes(keys.UUID, machine_uuid(vm))
     cfg.add_u64(keys.RAM_SIZE, config.ram)
@@ -40,6 +46,7 @@ def add_items(vm: Vm, cfg: FwCfg, split: RamSplit) -> None:
     cfg.add_u16(keys.MAX_CPUS, config.smp)
     cfg.add_bytes(keys.NUMA, bytes(8 * (1 + config.smp)))
     cfg.add_u32(keys.IRQ0_OVERRIDE, 1)
+    cfg.add_bytes(keys.HPET, hpet_blocks(has_hpet))
     cfg.add_file("etc/e820", e820(split))
     cfg.add_file("etc/system-states", bytes((128, 0, 0, 129, 130, 128)))  # S3 and S4 off, SLP_TYP 1, 2 and 0
     if split.above_4g:
