@@ -17,6 +17,11 @@ int disasm(unsigned bits, u64 rip, const u8 *bytes, unsigned n, char *out, size_
     ZydisFormatter f;
     init(&d, bits);
     ZydisFormatterInit(&f, ZYDIS_FORMATTER_STYLE_ATT);
+    ZydisFormatterSetProperty(&f, ZYDIS_FORMATTER_PROP_FORCE_RELATIVE_RIPREL, ZYAN_TRUE);
+    ZydisFormatterSetProperty(&f, ZYDIS_FORMATTER_PROP_HEX_UPPERCASE, ZYAN_FALSE);
+    ZydisFormatterSetProperty(&f, ZYDIS_FORMATTER_PROP_ADDR_PADDING_ABSOLUTE, ZYDIS_PADDING_DISABLED);
+    ZydisFormatterSetProperty(&f, ZYDIS_FORMATTER_PROP_DISP_PADDING, ZYDIS_PADDING_DISABLED);
+    ZydisFormatterSetProperty(&f, ZYDIS_FORMATTER_PROP_IMM_PADDING, ZYDIS_PADDING_DISABLED);
     if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, n, &zi, ops)) &&
         ZYAN_SUCCESS(ZydisFormatterFormatInstruction(&f, &zi, ops, zi.operand_count_visible, out, size, rip, NULL)))
         return zi.length;
