@@ -44,17 +44,20 @@ static void op_popa(Cpu *c, const Insn *in) {
         if (pusha_order[7 - i] != R_RSP) set_n(c, ROFF(pusha_order[7 - i]), v[i], n);
 }
 
-/* ENTER: the frame pointers of the enclosing procedures are copied from the old frame to the new one. */
+/* ENTER: the frame pointers of the enclosing procedures are copied from the old frame to the new one, one by one: the
+ * frames may overlap. Everything is proven accessible first. */
 static void op_enter(Cpu *c, const Insn *in) {
     unsigned n = in->osz, level = in->imm >> 16 & 31, size = (u16)in->imm;
-    u64 frame = c->r[R_RSP] - n, link[32];
-    for (unsigned i = 1; i < level; i++) link[i] = ld_n(c, SEG_SS, sp_mask(in, c->r[R_RBP] - i * n), n);
-    link[level] = frame;
-    u64 sp = frame - level * n - size;
+    u64 frame = c->r[R_RSP] - n, sp = frame - level * n - size;
+    for (unsigned i = 1; i < level; i++) mem_probe(c, SEG_SS, sp_mask(in, c->r[R_RBP] - i * n), n, ACC_READ);
     for (unsigned i = 0; i <= level; i++) mem_probe(c, SEG_SS, sp_mask(in, frame - i * n), n, ACC_WRITE);
     mem_probe(c, SEG_SS, sp_mask(in, sp), n, ACC_WRITE);
     stack_write(c, in, -(i64)n, c->r[R_RBP], n);
-    for (unsigned i = 1; i <= level; i++) st_n(c, SEG_SS, sp_mask(in, frame - i * n), link[i], n);
+    for (unsigned i = 1; i < level; i++) {
+        u64 link = ld_n(c, SEG_SS, sp_mask(in, c->r[R_RBP] - i * n), n);
+        st_n(c, SEG_SS, sp_mask(in, frame - i * n), link, n);
+    }
+    if (level) st_n(c, SEG_SS, sp_mask(in, frame - level * n), frame, n);
     set_n(c, ROFF(R_RBP), frame, n);
     sp_set(c, in, sp);
 }

@@ -142,7 +142,11 @@ static bool instruction_allowed(const ZydisDecodedInstruction *zi) {
     case ZYDIS_MNEMONIC_FXRSTOR64:
     case ZYDIS_MNEMONIC_FNSTENV:
     case ZYDIS_MNEMONIC_FNSAVE: return false;
-    case ZYDIS_MNEMONIC_NOP: return zi->opcode != 0x0d; /* PREFETCHW of a register: #UD on AMD's */
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ: return false;
+    case ZYDIS_MNEMONIC_MOVSXD: return zi->operand_width != 16; /* reads 2 bytes on Intel's, 4 on AMD's */
+    case ZYDIS_MNEMONIC_NOP: return zi->opcode != 0x0d;         /* PREFETCHW of a register: #UD on AMD's */
     default: return zi->meta.branch_type != ZYDIS_BRANCH_TYPE_FAR;
     }
 }
