@@ -16,6 +16,7 @@ from qemupy.hw.acpi.piix4_pm import Piix4Pm
 from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
 from qemupy.hw.i386 import firmware, pc_fw_cfg, pc_isa
+from qemupy.hw.i386.pc_devices import add_device
 from qemupy.hw.i386.pc_drives import IdeDrives
 from qemupy.hw.i386.pc_isa import FROM_PCI, FROM_SCI, SHARED, Interrupts
 from qemupy.hw.i386.pc_memory import PcMemory
@@ -59,6 +60,8 @@ class Pc:
         self._add_power_management()
         self._add_fw_cfg()
         self._fill_cmos()
+        for given in vm.config.devices:
+            add_device(self, given)
 
     def _add_pci(self, name: str, device: PciDevice, devfn: int) -> None:
         self.bus.plug(device, devfn)
