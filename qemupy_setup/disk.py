@@ -56,6 +56,7 @@ AFTER_PACKAGES = f"""\
 set -eu
 echo '{USER}:{PASSWORD}' | chroot "$1" chpasswd
 echo debian > "$1/etc/hostname"
+tr -d - < /proc/sys/kernel/random/uuid > "$1/etc/machine-id"
 printf '127.0.0.1\\tlocalhost\\n127.0.1.1\\tdebian\\n' > "$1/etc/hosts"
 echo 'UUID={FS_UUID} / ext4 errors=remount-ro 0 1' > "$1/etc/fstab"
 printf 'auto lo\\niface lo inet loopback\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n' > "$1/etc/network/interfaces"
@@ -101,13 +102,7 @@ def _install_debian(work: Path, tree: Path) -> None:
          f"--aptopt={work / 'fetch.conf'}", f"--essential-hook=sh {work / 'before.sh'} \"$1\"",
          f"--customize-hook=sh {work / 'after.sh'} \"$1\"", "--skip=cleanup/reproducible/machine-id",
          apt.release(), tree, work / "sources.list"], cwd=SOURCE)
-    run([*as_root(), "systemd-machine-id-setup", f"--root={tree}"] if _machine_id_missing(tree) else ["true"])
     run([*as_root(), "rm", "-f", tree / "etc/apt/apt.conf.d/99mmdebstrap"])
-
-
-def _machine_id_missing(tree: Path) -> bool:
-    path = tree / "etc/machine-id"
-    return not path.exists() or path.read_text().strip() in ("", "uninitialized")
 
 
 def _partition(image: Path) -> None:
