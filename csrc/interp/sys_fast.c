@@ -2,6 +2,8 @@
  * compatibility mode: AMD APM vol 3). Segments get fixed contents, no descriptor is read. */
 #include "interp/sys.h"
 
+#include <Zydis/Zydis.h>
+
 enum { CODE64 = SR_G | SR_L | SR_P | SR_S | 11, CODE32 = SR_G | SR_DB | SR_P | SR_S | 11, DATA = SR_G | SR_DB | SR_P | SR_S | 3 };
 
 static void set_flat(Cpu *c, unsigned seg, unsigned sel, unsigned rights, unsigned cpl) {
@@ -93,10 +95,15 @@ static void op_fsgsbase(Cpu *c, const Insn *in) {
 
 OpFn sys_resolve_fast(Insn *in, u32 mode) {
     OpFn fn = NULL;
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE: return op_fsgsbase;
+    }
     if (in->map != 1 || in->flags & INF_VEX) return NULL;
     switch (in->opcode) {
     case 0x01: return in->modrm == 0xf8 && (mode & MODE_CS64) ? op_swapgs : NULL;
-    case 0xae: return in->modrm >= 0xc0 && in->modrm < 0xe0 && (in->flags & INF_REP) ? op_fsgsbase : NULL;
     case 0x05: fn = op_syscall; break;
     case 0x07: fn = op_sysret; break;
     case 0x34: fn = op_sysenter; break;

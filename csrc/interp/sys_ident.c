@@ -2,6 +2,8 @@
  * PKRU (Intel SDM vol 2). */
 #include "interp/sys.h"
 
+#include <Zydis/Zydis.h>
+
 static void op_cpuid(Cpu *c, const Insn *in) {
     u32 r[4];
     cpuid_query(c, (u32)c->r[R_RAX], (u32)c->r[R_RCX], r);
@@ -94,7 +96,7 @@ OpFn sys_resolve_ident(Insn *in, u32 mode) {
     case 0x32: return op_rdmsr;
     case 0x33: return op_rdpmc;
     case 0xa2: return op_cpuid;
-    case 0xc7: return in->modrm >= 0xf8 && (in->flags & INF_REP) ? op_rdpid : NULL;
+    case 0xc7: return in->op == ZYDIS_MNEMONIC_RDPID ? op_rdpid : NULL;
     }
     return NULL;
 }
