@@ -67,7 +67,8 @@ static void pack_mem(Insn *in, const ZydisDecodedOperand *op) {
         in->scale = op->mem.scale ? (u8)__builtin_ctz(op->mem.scale) : 0;
         in->disp = (i32)op->mem.disp.value;
     } else {
-        in->imm = (u64)op->mem.disp.value; /* moffs */
+        in->imm = (u64)op->mem.disp.value; /* moffs; Zydis extends the sign */
+        if (in->asz != 8) in->imm &= in->asz == 4 ? 0xffffffffu : 0xffffu;
     }
 }
 

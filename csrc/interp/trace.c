@@ -22,6 +22,15 @@ void trace_decoded(Cpu *c, const Block *b, const u8 *bytes) {
     log_printf("\n");
 }
 
+static void trace_segments(const Cpu *c) {
+    static const char names[SEG_COUNT][4] = {"ES ", "CS ", "SS ", "DS ", "FS ", "GS ", "LDT", "TR "};
+    for (unsigned i = 0; i < SEG_COUNT; i++) {
+        const Segment *s = &c->seg[i];
+        log_printf("%s=%04x %016llx %08x %08x\n", names[i], s->sel, (unsigned long long)s->base, s->limit,
+                   (unsigned)s->rights << 8);
+    }
+}
+
 static void trace_registers(const Cpu *c) {
     static const char names[16][4] = {"RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
                                       "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"};
@@ -31,10 +40,13 @@ static void trace_registers(const Cpu *c) {
     for (unsigned i = 0; i < 16; i++)
         n += sprintf(text + n, "%s=%016llx%c", names[order[i]], (unsigned long long)c->r[order[i]],
                      i % 4 == 3 ? '\n' : ' ');
-    log_printf("%sRIP=%016llx RFL=%08llx CPL=%u II=%u A20=%u HLT=%u\nCR0=%08llx CR2=%016llx CR3=%016llx CR4=%08llx\n",
-               text, (unsigned long long)c->r[R_RIP], (unsigned long long)cpu_rflags(c), c->cpl,
-               !!(c->pending & PEND_SHADOW), (unsigned)(c->a20_mask >> 20 & 1), c->halted, (unsigned long long)c->cr0,
-               (unsigned long long)c->cr2, (unsigned long long)c->cr3, (unsigned long long)c->cr4);
+    log_printf("%sRIP=%016llx RFL=%08llx CPL=%u II=%u A20=%u HLT=%u\n", text, (unsigned long long)c->r[R_RIP],
+               (unsigned long long)cpu_rflags(c), c->cpl, !!(c->pending & PEND_SHADOW),
+               (unsigned)(c->a20_mask >> 20 & 1), c->halted);
+    trace_segments(c);
+    log_printf("CR0=%08llx CR2=%016llx CR3=%016llx CR4=%08llx EFER=%016llx\n", (unsigned long long)c->cr0,
+               (unsigned long long)c->cr2, (unsigned long long)c->cr3, (unsigned long long)c->cr4,
+               (unsigned long long)c->efer);
 }
 
 void trace_entered(Cpu *c, const Block *b) {
