@@ -89,6 +89,7 @@ class Vm:
         self.a20 = True
         self._closers: list[Callable[[], None]] = []
         self._resets: list[Callable[[], None]] = []
+        self._after_resets: list[Callable[[], None]] = []
         self._powerdowns: list[Callable[[], None]] = []
         self._state_listeners: list[Callable[[RunState], None]] = []
         self._requests: list[Callable[[], None]] = []
@@ -112,6 +113,10 @@ class Vm:
 
     def on_reset(self, call: Callable[[], None]) -> None:
         self._resets.append(call)
+
+    def after_reset(self, call: Callable[[], None]) -> None:
+        """For what must find devices and vCPUs in their power-on state: direct kernel boot."""
+        self._after_resets.append(call)
 
     def on_powerdown(self, call: Callable[[], None]) -> None:
         """`system_powerdown`: the ACPI power button."""
@@ -207,6 +212,8 @@ class Vm:
             call()
         for vcpu in self.vcpus:
             vcpu.reset()
+        for call in self._after_resets:
+            call()
 
     def drain(self) -> None:
         """Complete the disk requests in flight, and the guest's queued output."""

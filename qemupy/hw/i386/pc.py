@@ -9,13 +9,15 @@ There is no network card unless asked for. Interrupts of PCI devices go through 
 
 from __future__ import annotations
 
+import dataclasses
+
 from qemupy import options
 from qemupy.hw.acpi import smbios, tables
 from qemupy.hw.acpi.dsdt import Hardware
 from qemupy.hw.acpi.piix4_pm import Piix4Pm
 from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
-from qemupy.hw.i386 import firmware, pc_fw_cfg, pc_isa
+from qemupy.hw.i386 import firmware, kernel_boot, pc_fw_cfg, pc_isa
 from qemupy.hw.i386.pc_devices import add_device
 from qemupy.hw.i386.pc_drives import IdeDrives
 from qemupy.hw.i386.pc_isa import FROM_PCI, FROM_SCI, SHARED, Interrupts
@@ -62,6 +64,12 @@ class Pc:
         self._fill_cmos()
         for given in vm.config.devices:
             add_device(self, given)
+        if vm.config.kernel is not None:
+            kernel_boot.prepare(self, vm.config.kernel)
+
+    def direct_identity(self) -> smbios.Identity:
+        """With a firmware structure of our own, which SeaBIOS would otherwise add."""
+        return dataclasses.replace(self.identity, firmware=("qemupy", "direct kernel boot"))
 
     def _add_pci(self, name: str, device: PciDevice, devfn: int) -> None:
         self.bus.plug(device, devfn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qemupy.errors import ConfigError
 from qemupy.hw.core import registry
@@ -51,15 +51,14 @@ def _add_debug_exit(board: Pc, name: str, given: dict[str, str]) -> None:
 
 
 def _add_other(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
-    """PCI devices whose only wires are those of the bus and DMA; VGA has its own."""
+    """PCI devices whose only wires are those of the bus and DMA."""
     entry = registry.lookup(kind)
-    if kind == "VGA":
-        board.add_vga(given)
-        return
     if not issubclass(entry.cls, PciDevice) or set(entry.cls.__wires__) - {"dma"}:
         raise ConfigError(f"-device {kind}: the machine has this device already, or it cannot be added")
     given = {key: value for key, value in given.items() if key not in PLACED_BY_BOARD}
-    wires = {"dma": board.vm.dma} if "dma" in entry.cls.__wires__ else {}
-    device = entry.cls(**wires, **registry.parse_props(entry.cls, given))
+    arguments: dict[str, Any] = registry.parse_props(entry.cls, given)
+    if "dma" in entry.cls.__wires__:
+        arguments["dma"] = board.vm.dma
+    device = entry.cls(**arguments)
     board.bus.plug(device)
     board.vm.add(name, device)
