@@ -84,7 +84,7 @@ def test_avx_needs_protected_mode(guest: RawGuest) -> None:
 
 
 def test_unmasked_x87_exception_waits(guest: RawGuest) -> None:
-    """The division itself completes; #MF comes at the next waiting instruction, not at FNSTSW; FIP is the division's."""
+    """The division completes; #MF comes at the next waiting instruction, not at FNSTSW; FIP is the division's."""
     code = "fninit; fnstcw [rsi]; and word ptr [rsi], ~4; fldcw [rsi]; fld1; fldz; div: fdivp st(1), st\n"
     start(guest, code + "fnstsw ax; mov ebx, eax; nop; wait: fld1; mov eax, 255; hlt", rsi=DATA)
     guest.run_to_halt()
@@ -96,7 +96,8 @@ def test_unmasked_x87_exception_waits(guest: RawGuest) -> None:
 
 
 def test_unmasked_sse_exception(guest: RawGuest) -> None:
-    code = "mov dword ptr [rsi], 0x1d80; ldmxcsr [rsi]; mov eax, 1; cvtsi2sd xmm0, eax; xorps xmm1, xmm1; divsd xmm0, xmm1"
+    code = """mov dword ptr [rsi], 0x1d80; ldmxcsr [rsi]; mov eax, 1; cvtsi2sd xmm0, eax; xorps xmm1, xmm1
+    divsd xmm0, xmm1"""
     assert vector_of(guest, code, rsi=DATA) == XM
     assert bytes(guest.state().fpu)[160:168] == struct.pack("<d", 1.0), "the destination must be as before"
     assert vector_of(guest, code, rsi=DATA, cr4=CR4_LONG & ~OSXMMEXCPT) == UD
@@ -134,8 +135,8 @@ def test_fxsave_layout(guest: RawGuest) -> None:
 @pytest.mark.parametrize("save", ["xsave64", "xsaveopt64", "xsavec64"])
 def test_xsave_round_trip(guest: RawGuest, save: str) -> None:
     clear = "fninit; vzeroall; mov dword ptr [rsp - 8], 0x1fc0; ldmxcsr [rsp - 8]"
-    code = f"{FILL} mov eax, -1; mov edx, -1; {save} [rsi]; {clear}; mov eax, -1; xrstor64 [rsi]; fstp qword ptr [rdi]; hlt"
-    start(guest, code, rsi=DATA, rdi=DATA + 4096)
+    code = f"{FILL} mov eax, -1; mov edx, -1; {save} [rsi]; {clear}; mov eax, -1; xrstor64 [rsi]"
+    start(guest, code + "; fstp qword ptr [rdi]; hlt", rsi=DATA, rdi=DATA + 4096)
     guest.run_to_halt()
     bv, compact = struct.unpack("<QQ", guest.get(DATA + 512, 16))
     assert bv == 7
@@ -172,8 +173,8 @@ def test_partial_xrstor(guest: RawGuest) -> None:
 
 def test_environment_in_long_mode(guest: RawGuest) -> None:
     """32-bit protected layout; FNSTENV masks everything; FLDENV brings TOP and tags back."""
-    code = "fninit; fld1; fldz; fld qword ptr [rsi + 256]; fnstenv [rsi]; fninit; fldenv [rsi]; fstp qword ptr [rdi]; hlt"
-    start(guest, code, rsi=DATA, rdi=DATA + 512)
+    code = "fninit; fld1; fldz; fld qword ptr [rsi + 256]; fnstenv [rsi]; fninit; fldenv [rsi]; fstp qword ptr [rdi]"
+    start(guest, code + "; hlt", rsi=DATA, rdi=DATA + 512)
     guest.put(DATA + 256, struct.pack("<d", 2.5))
     guest.run_to_halt()
     words = struct.unpack("<7I", guest.get(DATA, 28))
