@@ -72,6 +72,7 @@ typedef struct QpyUpcalls {
     void (*mmio_write)(uint32_t vcpu, uint64_t gpa, uint32_t size, uint64_t value);
     int32_t (*intack)(uint32_t vcpu);                 /* the 8259's vector, or -1 if INTR went away */
     void (*apic_eoi)(uint32_t vcpu, uint32_t vector); /* EOI of a level-triggered vector, for the IOAPIC */
+    void (*ferr)(uint32_t vcpu);                      /* FERR#: an x87 exception to be reported by IRQ 13 */
 } QpyUpcalls;
 
 #ifdef QPY_CFFI
@@ -85,6 +86,7 @@ uint64_t qpy_up_mmio_read(uint32_t vcpu, uint64_t gpa, uint32_t size);
 void qpy_up_mmio_write(uint32_t vcpu, uint64_t gpa, uint32_t size, uint64_t value);
 int32_t qpy_up_intack(uint32_t vcpu);
 void qpy_up_apic_eoi(uint32_t vcpu, uint32_t vector);
+void qpy_up_ferr(uint32_t vcpu);
 }
 #endif
 
@@ -179,6 +181,7 @@ int qpy_vcpu_run_n(QpyVcpu *v, uint64_t n);
 void qpy_vcpu_kick(QpyVcpu *v); /* [any] run returns QPY_EXIT_KICK at the next instruction boundary */
 void qpy_vcpu_reset(
     QpyVcpu *v); /* [BQL] power-on state; not running or paused. Index 0 is the BSP, others wait for SIPI */
+void qpy_vcpu_ignne(QpyVcpu *v); /* [BQL] port F0h was written: pending x87 exceptions are ignored until cleared */
 void qpy_vcpu_set_intr(QpyVcpu *v, int level); /* [any] the 8259's INTR, to LINT0 */
 void qpy_vcpu_nmi(QpyVcpu *v);                 /* [any] edge on LINT1 */
 

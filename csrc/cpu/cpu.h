@@ -137,6 +137,7 @@ typedef struct FpuState {
     u8 area[XSAVE_BYTES] __attribute__((aligned(64))); /* XSAVE standard format; valid while !live */
     bool live;          /* guest x87/SSE/AVX registers are in the host's registers now */
     bool x87_unmasked;  /* FCW unmasks something: an x87 instruction may have to raise #MF first */
+    bool ferr;          /* FERR# has been reported (CR0.NE clear) and not been taken back */
     bool ignne;         /* IGNNE# is asserted (port F0h): with CR0.NE clear, pending x87 exceptions are ignored */
     u16 host_fcw;       /* the host's control words while live */
     u32 host_mxcsr;

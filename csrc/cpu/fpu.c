@@ -19,8 +19,7 @@ void fpu_make_live(Cpu *c) {
     __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->host_mxcsr), "=m"(f->host_fcw));
     if (likely(host_components))
         __asm__ volatile("xrstor64 %0" : : "m"(f->area), "a"(host_components), "d"(0) : "memory");
-    else
-        __asm__ volatile("fxrstor64 %0" : : "m"(f->area) : "memory");
+    else __asm__ volatile("fxrstor64 %0" : : "m"(f->area) : "memory");
     f->live = true;
 }
 
@@ -45,6 +44,7 @@ void fpu_fninit(Cpu *c) {
     c->fpu.fop = c->fpu.fcs = c->fpu.fds = 0;
     c->fpu.fip = c->fpu.fdp = 0;
     c->fpu.x87_unmasked = false;
+    fpu_ferr_clear(c);
 }
 
 void fpu_reset(Cpu *c) {
@@ -62,7 +62,9 @@ void fpu_reset(Cpu *c) {
 void fpu_settle(Cpu *c) {
     u16 fcw = *fpu_u16(c, FX_FCW), fsw = *fpu_u16(c, FX_FSW) & (u16) ~(FSW_ES | FSW_B);
     c->fpu.x87_unmasked = (fcw & FCW_MASKS) != FCW_MASKS;
-    *fpu_u16(c, FX_FSW) = fsw & FSW_EXC & ~fcw ? fsw | FSW_ES | FSW_B : fsw;
+    bool pending = fsw & FSW_EXC & ~fcw;
+    *fpu_u16(c, FX_FSW) = pending ? fsw | FSW_ES | FSW_B : fsw;
+    if (!pending) fpu_ferr_clear(c);
 }
 
 /* Tag of one value: 0 valid, 1 zero, 2 special (NaN, infinity, denormal, unsupported). */

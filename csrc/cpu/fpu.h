@@ -56,6 +56,8 @@ INLINE u16 *fpu_u16(Cpu *c, unsigned off) { return (u16 *)(c->fpu.area + off); }
 INLINE u32 *fpu_u32(Cpu *c, unsigned off) { return (u32 *)(c->fpu.area + off); }
 INLINE u64 *fpu_u64(Cpu *c, unsigned off) { return (u64 *)(c->fpu.area + off); }
 
+/* No x87 exception is pending any more: FERR# falls, and with it the chipset's IGNNE#. */
+INLINE void fpu_ferr_clear(Cpu *c) { c->fpu.ferr = c->fpu.ignne = false; }
 /* Makes FSW.ES/B and the "unmasked" note agree with the flags and masks; call after changing either in the area. */
 void fpu_settle(Cpu *c);
 /* Tag word in its full form (SDM vol 1, 8.1.7), computed from the abridged one and the register contents. */

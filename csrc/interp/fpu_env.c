@@ -8,10 +8,8 @@ static unsigned env_bytes(const Insn *in) { return in->osz == 2 ? 14 : 28; }
 static bool real_layout(const Cpu *c) { return !(c->cr0 & CR0_PE) || c->flags & FL_VM; }
 
 static void put16(u8 *p, unsigned slot, bool wide, u32 v) {
-    if (wide)
-        *(u32 *)(p + 4 * slot) = v;
-    else
-        *(u16 *)(p + 2 * slot) = (u16)v;
+    if (wide) *(u32 *)(p + 4 * slot) = v;
+    else *(u16 *)(p + 2 * slot) = (u16)v;
 }
 
 static u32 get16(const u8 *p, unsigned slot, bool wide) {

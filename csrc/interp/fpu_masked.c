@@ -27,10 +27,8 @@ void op_vmaskmov_load(Cpu *c, const Insn *in) {
     stub_vec_store(c, in->reg2, &mask, n);
     for (unsigned i = 0; i < n / size; i++) {
         if (!selected(&mask, i, size)) continue;
-        if (size == 8)
-            v.q[i] = ld64(c, in->seg, off + 8 * i);
-        else
-            v.d[i] = ld32(c, in->seg, off + 4 * i);
+        if (size == 8) v.q[i] = ld64(c, in->seg, off + 8 * i);
+        else v.d[i] = ld32(c, in->seg, off + 4 * i);
     }
     set_vec(c, in->reg, &v, n);
 }
@@ -46,10 +44,8 @@ void op_vmaskmov_store(Cpu *c, const Insn *in) {
         if (selected(&mask, i, size)) mem_probe(c, in->seg, off + size * i, size, ACC_WRITE);
     for (unsigned i = 0; i < n / size; i++) {
         if (!selected(&mask, i, size)) continue;
-        if (size == 8)
-            st64(c, in->seg, off + 8 * i, v.q[i]);
-        else
-            st32(c, in->seg, off + 4 * i, v.d[i]);
+        if (size == 8) st64(c, in->seg, off + 8 * i, v.q[i]);
+        else st32(c, in->seg, off + 4 * i, v.d[i]);
     }
 }
 
@@ -112,15 +108,11 @@ void op_gather(Cpu *c, const Insn *in) {
         if (selected(&mask, i, size)) {
             u64 a = element_address(c, in, &index, i);
             gather_commit(c, in, &v, &mask);
-            if (size == 8)
-                v.q[i] = ld64(c, in->seg, a);
-            else
-                v.d[i] = ld32(c, in->seg, a);
+            if (size == 8) v.q[i] = ld64(c, in->seg, a);
+            else v.d[i] = ld32(c, in->seg, a);
         }
-        if (size == 8)
-            mask.q[i] = 0;
-        else
-            mask.d[i] = 0;
+        if (size == 8) mask.q[i] = 0;
+        else mask.d[i] = 0;
     }
     Vec zero = {0};
     set_vec(c, in->reg, &v, count * size);

@@ -36,10 +36,8 @@ void op_native_store(Cpu *c, const Insn *in) {
     u64 off = insn_ea(c, in), lin = seg_lin_w(c, in->seg, off, in->osz);
     if (unlikely(lin & in->imm8b)) exc_gp0(c);
     void *p = tlb_hit_w(c->tlb, lin, in->osz);
-    if (likely(p != NULL))
-        run(c, in, p, 0);
-    else
-        store_slow(c, in, off);
+    if (likely(p != NULL)) run(c, in, p, 0);
+    else store_slow(c, in, off);
 }
 
 void op_native_gpr_in(Cpu *c, const Insn *in) { run(c, in, NULL, REG64(c, in->reg)); }
@@ -83,8 +81,6 @@ void op_vzero_low(Cpu *c, const Insn *in) {
 }
 
 void op_movnti(Cpu *c, const Insn *in) {
-    if (in->osz == 8)
-        st64(c, in->seg, insn_ea(c, in), REG64(c, in->reg));
-    else
-        st32(c, in->seg, insn_ea(c, in), REG32(c, in->reg));
+    if (in->osz == 8) st64(c, in->seg, insn_ea(c, in), REG64(c, in->reg));
+    else st32(c, in->seg, insn_ea(c, in), REG32(c, in->reg));
 }

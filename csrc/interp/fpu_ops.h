@@ -46,6 +46,7 @@ void op_mmx_store(Cpu *c, const Insn *in);
 /* Control instructions, which leave the pointers alone. */
 void op_fldcw(Cpu *c, const Insn *in);
 void op_fninit(Cpu *c, const Insn *in);
+void op_fnclex(Cpu *c, const Insn *in);
 void op_fnstsw_ax(Cpu *c, const Insn *in);
 /* Raises #MF (or FERR#) if an unmasked x87 exception is pending: for waiting instructions not executed natively. */
 void x87_wait(Cpu *c);
@@ -77,7 +78,4 @@ void op_nm(Cpu *c, const Insn *in);
 
 /* A host exception hit a stub that ran for c: deliver the guest's. Entered from the signal handler's return. */
 _Noreturn void fpu_host_fault(Cpu *c, unsigned trap);
-/* CR0.NE is clear and an unmasked x87 exception is pending: asserts FERR# (IRQ 13). Set by the board; may be NULL. */
-extern void (*fpu_ferr_hook)(Cpu *c);
-
 #endif

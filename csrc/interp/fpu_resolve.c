@@ -211,8 +211,8 @@ static OpFn x87_handler(const Insn *in, const Zi *zi, const NativeForm *f) {
     switch (zi->mnemonic) {
     case ZYDIS_MNEMONIC_FNINIT: return op_fninit;
     case ZYDIS_MNEMONIC_FLDCW: return op_fldcw;
-    case ZYDIS_MNEMONIC_FWAIT:
-    case ZYDIS_MNEMONIC_FNCLEX: return op_native_reg;
+    case ZYDIS_MNEMONIC_FWAIT: return op_native_reg;
+    case ZYDIS_MNEMONIC_FNCLEX: return op_fnclex;
     case ZYDIS_MNEMONIC_FNSTCW: return op_native_store;
     case ZYDIS_MNEMONIC_FNSTSW: return mem ? op_native_store : op_fnstsw_ax;
     case ZYDIS_MNEMONIC_FCOMI:

@@ -3,8 +3,6 @@
  * next waiting instruction, exactly where the guest must see it. */
 #include "interp/fpu_stub.h"
 
-void (*fpu_ferr_hook)(Cpu *c);
-
 INLINE u64 run(Cpu *c, const Insn *in, void *mem) {
     fpu_ensure_live(c);
     return STUB(in)(mem, c->cc << 8, 0, 0, c);
@@ -105,6 +103,12 @@ void op_fninit(Cpu *c, const Insn *in) {
     c->fpu.fop = c->fpu.fcs = c->fpu.fds = 0;
     c->fpu.fip = c->fpu.fdp = 0;
     c->fpu.x87_unmasked = false;
+    fpu_ferr_clear(c);
+}
+
+void op_fnclex(Cpu *c, const Insn *in) {
+    run(c, in, NULL);
+    fpu_ferr_clear(c);
 }
 
 void op_fnstsw_ax(Cpu *c, const Insn *in) { REG16(c, ROFF(R_RAX)) = (u16)run(c, in, NULL); }
@@ -112,23 +116,22 @@ void op_fnstsw_ax(Cpu *c, const Insn *in) { REG16(c, ROFF(R_RAX)) = (u16)run(c, 
 /* With IGNNE# asserted a waiting instruction ignores what is pending: it runs with everything masked. */
 static void run_ignoring(Cpu *c) {
     fpu_park(c);
-    u16 fcw = *fpu_u16(c, FX_FCW);
-    *fpu_u16(c, FX_FCW) = fcw | FCW_MASKS;
+    u16 masks = *fpu_u16(c, FX_FCW) & FCW_MASKS;
+    *fpu_u16(c, FX_FCW) |= FCW_MASKS;
     fpu_settle(c);
+    c->fpu.ferr = c->fpu.ignne = true;
     c->cur->fn(c, c->cur);
     fpu_park(c);
-    if (c->cur->fn != op_fldcw) *fpu_u16(c, FX_FCW) = (*fpu_u16(c, FX_FCW) & ~FCW_MASKS) | (fcw & FCW_MASKS);
+    if (c->cur->fn != op_fldcw) *fpu_u16(c, FX_FCW) = (*fpu_u16(c, FX_FCW) & ~FCW_MASKS) | masks;
     fpu_settle(c);
 }
 
 /* MS-DOS compatible reporting (SDM vol 1, 8.7.2): FERR# goes up and the processor waits at this instruction for the
  * interrupt, unless IGNNE# is asserted. */
 _Noreturn static void compatible_mf(Cpu *c) {
-    if (fpu_ferr_hook && !c->fpu.ignne) {
-        fpu_park(c);
-        fpu_ferr_hook(c);
-        exc_restart(c);
-    }
+    bool wait = !c->fpu.ignne && (c->fpu.ferr || io_ferr(c));
+    c->fpu.ferr = wait;
+    if (wait) exc_restart(c);
     run_ignoring(c);
     c->r[R_RIP] += c->cur->len; /* the restart rewinds to what is now the next instruction */
     exc_restart(c);

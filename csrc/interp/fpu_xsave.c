@@ -164,19 +164,15 @@ void op_xsavec(Cpu *c, const Insn *in) {
 static void check_header(Cpu *c, const u8 *p) {
     u64 bv = *(const u64 *)(p + XS_BV), xcomp = *(const u64 *)(p + XS_COMP);
     bool bad;
-    if (xcomp >> COMPACT)
-        bad = (xcomp & ~BIT(COMPACT) & ~c->xcr0) || bv & ~xcomp || !is_zero(p + XS_COMP + 8, 48);
-    else
-        bad = bv & ~c->xcr0 || xcomp || *(const u64 *)(p + XS_COMP + 8);
+    if (xcomp >> COMPACT) bad = (xcomp & ~BIT(COMPACT) & ~c->xcr0) || bv & ~xcomp || !is_zero(p + XS_COMP + 8, 48);
+    else bad = bv & ~c->xcr0 || xcomp || *(const u64 *)(p + XS_COMP + 8);
     if (bad) exc_gp0(c);
 }
 
 static void load_vector_part(Cpu *c, unsigned area_off, const u8 *from) {
     unsigned n = 16 * vector_regs(c);
-    if (from)
-        fpu_copy(c->fpu.area + area_off, from, n);
-    else
-        fpu_zero(c->fpu.area + area_off, n);
+    if (from) fpu_copy(c->fpu.area + area_off, from, n);
+    else fpu_zero(c->fpu.area + area_off, n);
 }
 
 static void load_initial_x87(Cpu *c) {
@@ -204,14 +200,10 @@ void op_xrstor(Cpu *c, const Insn *in) {
     u32 mxcsr = *(const u32 *)(p + FX_MXCSR);
     if (with_mxcsr && mxcsr & ~FPU_MXCSR_MASK) exc_gp0(c);
     fpu_park(c);
-    if (with_mxcsr)
-        *fpu_u32(c, FX_MXCSR) = mxcsr;
-    else if (xcomp >> COMPACT && rfbm & XCR0_SSE)
-        *fpu_u32(c, FX_MXCSR) = FPU_MXCSR_INIT;
-    if (rfbm & bv & XCR0_X87)
-        load_x87(c, in, p);
-    else if (rfbm & XCR0_X87)
-        load_initial_x87(c);
+    if (with_mxcsr) *fpu_u32(c, FX_MXCSR) = mxcsr;
+    else if (xcomp >> COMPACT && rfbm & XCR0_SSE) *fpu_u32(c, FX_MXCSR) = FPU_MXCSR_INIT;
+    if (rfbm & bv & XCR0_X87) load_x87(c, in, p);
+    else if (rfbm & XCR0_X87) load_initial_x87(c);
     if (rfbm & XCR0_SSE) load_vector_part(c, FX_XMM, bv & XCR0_SSE ? p + FX_XMM : NULL);
     if (rfbm & XCR0_AVX) load_vector_part(c, XS_YMMH, bv & XCR0_AVX ? p + XS_YMMH : NULL);
     if (rfbm & XCR0_PKRU) load_pkru(c, bv & XCR0_PKRU ? *(const u32 *)(p + pkru_offset(xcomp)) : 0);

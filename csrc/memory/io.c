@@ -104,6 +104,14 @@ int io_intack(Cpu *c) {
     return vector < 0 ? -1 : vector & 0xff;
 }
 
+bool io_ferr(Cpu *c) {
+    if (!c->machine->up.ferr) return false;
+    upcall_begin(c);
+    c->machine->up.ferr(c->id);
+    upcall_end(c);
+    return true;
+}
+
 void io_apic_eoi(Cpu *c, unsigned vector) {
     if (!c->machine->up.apic_eoi) return;
     upcall_begin(c);

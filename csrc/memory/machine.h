@@ -27,6 +27,7 @@ typedef struct Upcalls {
     void (*mmio_write)(u32 vcpu, u64 gpa, u32 size, u64 value);
     i32 (*intack)(u32 vcpu);                /* the 8259's vector, or -1 if INTR went away */
     void (*apic_eoi)(u32 vcpu, u32 vector); /* EOI of a level-triggered vector, for the IOAPIC */
+    void (*ferr)(u32 vcpu);                 /* FERR#: an x87 exception to be reported by IRQ 13 */
 } Upcalls;
 
 /* I/O from instructions (memory/io.c): parks the FPU, takes the BQL, upcalls. The short cuts of DESIGN 3 (doorbells,
@@ -36,6 +37,7 @@ void io_out(Cpu *c, u32 port, unsigned n, u32 v);
 void io_in_string(Cpu *c, u32 port, unsigned n, unsigned count, void *buf);
 void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf);
 int io_intack(Cpu *c); /* the 8259's vector, or -1 */
+bool io_ferr(Cpu *c); /* false: nobody listens */
 void io_apic_eoi(Cpu *c, unsigned vector);
 u64 mmio_read(Cpu *c, u64 gpa, unsigned n);
 void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v);

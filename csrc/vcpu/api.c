@@ -107,6 +107,7 @@ int qpy_vcpu_run_n(QpyVcpu *v, uint64_t n) {
 }
 void qpy_vcpu_kick(QpyVcpu *v) { vcpu_kick(v); }
 void qpy_vcpu_reset(QpyVcpu *v) { vcpu_reset(v); }
+void qpy_vcpu_ignne(QpyVcpu *v) { v->fpu.ignne = true; }
 void qpy_vcpu_set_intr(QpyVcpu *v, int level) { apic_set_intr(v->apic, level != 0); }
 void qpy_vcpu_nmi(QpyVcpu *v) { apic_nmi(v->apic); }
 

@@ -40,6 +40,7 @@ class Upcalls:
     mmio_write: Callable[[int, int, int], None] = lambda gpa, size, value: None
     intack: Callable[[], int] = lambda: -1
     apic_eoi: Callable[[int], None] = lambda vector: None
+    ferr: Callable[[], None] = lambda: None  # FERR#, for IRQ 13
     failed: Callable[[BaseException], None] = lambda error: None  # a handler raised
 
 
@@ -57,6 +58,9 @@ class Vcpu(Protocol):
         """The 8259's INTR."""
 
     def nmi(self) -> None: ...
+
+    def ignne(self) -> None:
+        """The chipset asserts IGNNE# (a write to port F0h)."""
 
     def state(self) -> Any:
         """The registers as an object with api.h's names (QpyCpuState). Only while paused."""
@@ -120,6 +124,9 @@ class FakeVcpu:
 
     def nmi(self) -> None:
         self.nmis += 1
+
+    def ignne(self) -> None:
+        pass
 
     def state(self) -> Any:
         raise NotImplementedError

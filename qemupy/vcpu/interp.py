@@ -67,8 +67,14 @@ def qpy_up_apic_eoi(vcpu: int, vector: int) -> None:
     _by_vcpu[vcpu].apic_eoi(vector)
 
 
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_ferr(vcpu: int) -> None:
+    _by_vcpu[vcpu].ferr()
+
+
 _UPCALL_NAMES = (
     "pio_read", "pio_write", "pio_read_string", "pio_write_string", "mmio_read", "mmio_write", "intack", "apic_eoi",
+    "ferr",
 )  # fmt: skip
 
 
@@ -146,6 +152,9 @@ class InterpVcpu:
 
     def set_intr(self, level: bool) -> None:
         lib.qpy_vcpu_set_intr(self.handle, level)
+
+    def ignne(self) -> None:
+        lib.qpy_vcpu_ignne(self.handle)
 
     def nmi(self) -> None:
         lib.qpy_vcpu_nmi(self.handle)

@@ -46,6 +46,7 @@ class RawGuest:
         self.mmio_read: Callable[[int, int], int] = lambda gpa, size: (1 << 8 * size) - 1
         self.mmio_write: Callable[[int, int, int], None] = lambda gpa, size, value: None
         self.intack: Callable[[], int] = lambda: -1
+        self.ferr: Callable[[], None] = lambda: None
         self.eois: list[int] = []
         self._upcalls()
         self.ram_size = ram
@@ -91,6 +92,7 @@ class RawGuest:
             "mmio_read": ("uint64_t(uint32_t, uint64_t, uint32_t)", lambda v, a, n: self.mmio_read(a, n)),
             "mmio_write": ("void(uint32_t, uint64_t, uint32_t, uint64_t)", lambda v, a, n, x: self.mmio_write(a, n, x)),
             "intack": ("int32_t(uint32_t)", lambda v: self.intack()),
+            "ferr": ("void(uint32_t)", lambda v: self.ferr()),
             "apic_eoi": ("void(uint32_t, uint32_t)", lambda v, vector: self.eois.append(vector)),
         }
         table = ffi.new("QpyUpcalls *")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from qemupy._core import lib
-from rawguest import CR0_ET, CR0_NE, CR0_PE, CR0_PG, RawGuest
+from rawguest import CR0_ET, CR0_NE, CR0_PE, CR0_PG, RawGuest, assemble
 
 EM, MP, TS = 1 << 2, 1 << 1, 1 << 3
 CR0_LONG = CR0_PE | CR0_ET | CR0_NE | CR0_PG
@@ -93,6 +93,33 @@ def test_unmasked_x87_exception_waits(guest: RawGuest) -> None:
     frame_rip = guest.get_int(guest.reg("rsp"))
     assert guest.get(frame_rip, 2) == b"\xd9\xe8"
     assert guest.get(guest.state().fpu_fip, 2) == b"\xde\xf9"
+
+
+def test_ferr_and_ignne(guest: RawGuest) -> None:
+    """CR0.NE clear: the error comes as IRQ 13; after port F0h waiting instructions ignore it until FNCLEX."""
+    log: list[str] = []
+
+    def raise_irq() -> None:
+        log.append("ferr")
+        lib.qpy_vcpu_set_intr(guest.vcpu, 1)
+
+    def acknowledge() -> int:
+        lib.qpy_vcpu_set_intr(guest.vcpu, 0)
+        return 0x75
+
+    def port(number: int, size: int, value: int) -> None:
+        log.append(f"port {number:x}")
+        lib.qpy_vcpu_ignne(guest.vcpu)
+
+    guest.ferr, guest.intack, guest.pio_write = raise_irq, acknowledge, port
+    divide = "fld1; fldz; fdivp st(1), st; fld1"
+    code = f"fninit; fnstcw [0x2000]; and word ptr [0x2000], 0xfffb; fldcw [0x2000]; sti; {divide}; {divide}; hlt"
+    guest.put(0x9000, assemble("push ax; out 0xf0, al; fld1; fnclex; pop ax; iret", 16))
+    guest.start16(code)
+    guest.put(4 * 0x75, struct.pack("<HH", 0x9000, 0))
+    guest.run_to_halt(10_000)
+    assert log == ["ferr", "port f0"] * 2
+    assert guest.state().fpu[4] == 0xFF, "eight values were pushed: a division that traps pops nothing"
 
 
 def test_unmasked_sse_exception(guest: RawGuest) -> None:

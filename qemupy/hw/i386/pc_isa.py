@@ -112,7 +112,8 @@ def add_system_ports(vm: Vm, irqs: Interrupts) -> None:
     post = PostCode()
     vm.add("port80", post)
     vm.ports.map(0x80, post.bank(), name="ioport80")
-    ferr = FpuError(irq=irqs.isa(13))
+    ferr = FpuError(irq=irqs.isa(13), ignne=lambda: vm.vcpus[0].ignne())
+    vm.accel.upcalls.ferr = ferr.ferr
     vm.add("ferr", ferr)
     vm.ports.map(0xF0, ferr.bank(), 1, name="ioportF0")
     vm.on_reset(lambda: vm.accel.set_a20(True))
