@@ -26,12 +26,16 @@ def _file(name: str, title: str, make: Callable[[Path], None]) -> Path:
     return made_once(folder / name, title, make)
 
 
+def busybox(arch: str) -> Path:
+    """The statically linked busybox for amd64 or i386."""
+    return apt.one_file(apt.package_tree("busybox-static", arch), "bin/busybox")
+
+
 def busybox_initrd(arch: str) -> Path:
     """The busybox initramfs for amd64 or i386."""
-    busybox = apt.package_tree("busybox-static", arch) / "bin/busybox"
 
     def make(path: Path) -> None:
-        path.write_bytes(initramfs.busybox_initramfs(busybox))
+        path.write_bytes(initramfs.busybox_initramfs(busybox(arch)))
 
     return _file(f"busybox-{arch}-1.cpio.gz", f"make the busybox initramfs ({arch})", make)
 
@@ -55,7 +59,7 @@ def memtest() -> Path:
 
 def ipxe() -> Path:
     """iPXE as a kernel of the oldest boot protocols, which starts in real mode."""
-    return apt.one_file(apt.package_tree("ipxe"), "usr/lib/ipxe/ipxe.lkrn")
+    return apt.one_file(apt.package_tree("ipxe"), "boot/ipxe.lkrn")
 
 
 def xen() -> Path:

@@ -1,13 +1,11 @@
 """Boot tests run once for each accelerator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from machine import ACCELERATORS, Machine
-
-BootFunction = Callable[..., Machine]
+from machine import ACCELERATORS, BootFunction, Machine
 
 
 @pytest.fixture(params=ACCELERATORS)

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -143,3 +144,6 @@ class Machine:
     def _failure(self, what: str) -> GuestError:
         tail = "\n".join(self.text().splitlines()[-40:])
         return GuestError(f"{what}\ncommand: {shlex.join(self.command)}\nend of the console ({self.log}):\n{tail}")
+
+
+BootFunction = Callable[..., Machine]  # takes the program's arguments

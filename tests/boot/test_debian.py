@@ -5,8 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BootFunction
-from machine import Machine
+from machine import BootFunction, Machine
 
 from qemupy_setup import disk
 

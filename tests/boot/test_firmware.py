@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import BootFunction
+from machine import BootFunction
 
 from qemupy_setup import guests
 

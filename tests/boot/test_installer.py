@@ -1,7 +1,7 @@
 """Debian's installer, both architectures, as far as its first menu."""
 
 import pytest
-from conftest import BootFunction
+from machine import BootFunction
 
 from qemupy_setup import guests
 

@@ -1,8 +1,7 @@
 """Linux kernels started by -kernel, each to a shell in a busybox initramfs, and off again through ACPI."""
 
 import pytest
-from conftest import BootFunction
-from machine import Machine
+from machine import BootFunction, Machine
 
 from qemupy_setup import guests, initramfs
 

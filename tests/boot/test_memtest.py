@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from conftest import BootFunction
-from machine import Machine
+from machine import BootFunction, Machine
 
 from qemupy_setup import guests
 

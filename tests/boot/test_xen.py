@@ -1,7 +1,7 @@
 """Xen, an ELF kernel with a Multiboot header and modules, with Linux as its first domain."""
 
 import pytest
-from conftest import BootFunction
+from machine import BootFunction
 
 from qemupy_setup import guests, initramfs
 
