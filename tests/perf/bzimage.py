@@ -1,4 +1,4 @@
-"""A bzImage of our own around a few bytes of code (Linux x86 boot protocol 2.12), for loaders that enter it directly."""
+"""A bzImage around a few bytes of code (Linux x86 boot protocol 2.12), for loaders that enter it directly."""
 
 import struct
 

@@ -1,8 +1,11 @@
 """Start-up: `-version` is asked for by scripts, and a machine should run its first instruction at once."""
 
+import resource
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.boot.machine import program
 from tests.perf.bzimage import bzimage
@@ -14,28 +17,34 @@ LEAVE = bytes.fromhex("b010 e6f4 ebfe")  # mov $10h,%al; out %al,$f4h; jmp .
 LEFT_WELL = 0x10 << 1 | 1
 
 
-def fastest(command: list[str], status: int) -> float:
-    """The best of some runs: what the program needs when nothing else wants the processor."""
-    times = []
+def processor_seconds() -> float:
+    """What the children that have ended used."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def fastest(what: str, command: list[str], status: int) -> float:
+    """The best of some runs, printed. Judged is processor time: on a busy host elapsed time says little."""
+    elapsed, used = [], []
     for _ in range(TRIES):
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), processor_seconds()
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
-        times.append(time.perf_counter() - begin)
+        elapsed.append(time.perf_counter() - begin)
+        used.append(processor_seconds() - before)
         assert done.returncode == status, done
-    return min(times)
+    print(f"\n{what}: {min(elapsed) * 1000:.0f} ms elapsed, {min(used) * 1000:.0f} ms of processor time")
+    return min(used)
 
 
 def test_version_answers_at_once() -> None:
-    best = fastest([*program("interp")[:1], "-version"], 0)
-    print(f"\n-version: {best * 1000:.0f} ms")
-    assert best < VERSION_LIMIT
+    assert fastest("-version", [*program("interp")[:1], "-version"], 0) < VERSION_LIMIT
 
 
+@pytest.mark.boot
 def test_first_instruction_soon(tmp_path: Path) -> None:
     """The first instructions leave the machine, so the whole run bounds the time to the first one from above."""
     kernel = tmp_path / "leave.bzimage"
     kernel.write_bytes(bzimage(LEAVE))
-    best = fastest([*program("interp"), "-m", "128", "-display", "none", "-serial", "null", "-monitor", "none",
-                    "-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"], LEFT_WELL)
-    print(f"\n-kernel to the first instruction, and out again: {best * 1000:.0f} ms")
-    assert best < FIRST_INSTRUCTION_LIMIT
+    command = [*program("interp"), "-m", "128", "-display", "none", "-serial", "null", "-monitor", "none",
+               "-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
+    assert fastest("-kernel, first instruction, and out again", command, LEFT_WELL) < FIRST_INSTRUCTION_LIMIT
