@@ -7,6 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qemupy.config import Config
     from qemupy.vm import Vm
 
@@ -80,7 +82,15 @@ def run_config(config: Config) -> int:
             file.write(f"{os.getpid()}\n")
     _end_on_signals(vm)
     sys.setswitchinterval(1e-4)
-    return vm.run()
+    return vm.run(_incoming(vm, config.incoming))
+
+
+def _incoming(vm: Vm, uri: str | None) -> Callable[[], bool] | None:
+    if uri is None:
+        return None
+    from qemupy.migration.uri import incoming
+
+    return lambda: incoming(vm, uri)
 
 
 def _build(vm: Vm) -> None:

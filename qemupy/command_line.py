@@ -313,6 +313,7 @@ OPTIONS: dict[str, Option] = {
     "no-hpet": Option("", "no HPET", _machine_option("hpet", "off")),
     "enable-kvm": Option("", "accepted with a warning", _enable_kvm),
     "S": Option("", "do not start the CPU ('cont' in the monitor does)", _store("paused", True)),
+    "incoming": Option("file:PATH", "go on with the machine that `migrate` wrote there", _store("incoming")),
     "pidfile": Option("FILE", "write the process id there", _store("pidfile")),
     "d": Option("ITEM[,...]", "log items ('-d help')", _log),
     "D": Option("FILE", "log to FILE instead of stderr", _store("log_file")),

@@ -69,6 +69,7 @@ class Config:
     shutdown: bool = True
     paused: bool = False
     pidfile: str | None = None
+    incoming: str | None = None
     log_mask: int = 0
     log_file: str | None = None
     globals: tuple[str, ...] = ()

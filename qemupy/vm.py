@@ -42,6 +42,7 @@ class RunState(enum.StrEnum):
     DEBUG = "debug"
     IO_ERROR = "io-error"
     INTERNAL_ERROR = "internal-error"
+    POSTMIGRATE = "postmigrate"
     RESTORE_VM = "restore-vm"
     SAVE_VM = "save-vm"
 
@@ -161,14 +162,16 @@ class Vm:
     def running(self) -> bool:
         return self.run_state == RunState.RUNNING
 
-    def run(self) -> int:
-        """Power on and stay in the main loop until the machine ends; the exit status."""
-        with self.bql:
-            self.reset()
-            self.manager.start_threads()
-            if not self.config.paused:
-                self.cont()
+    def run(self, incoming: Callable[[], bool] | None = None) -> int:
+        """Power on and stay in the main loop until the machine ends; the exit status. `incoming` makes the machine,
+        just reset, another one, and says whether that one was running."""
         try:
+            with self.bql:
+                self.reset()
+                self.manager.start_threads()
+                go_on = incoming() if incoming is not None else True
+                if go_on and not self.config.paused:
+                    self.cont()
             self.loop.run()
         finally:
             self.close()

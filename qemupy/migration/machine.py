@@ -27,11 +27,12 @@ def describe(vm: Vm) -> dict[str, Any]:
     }
 
 
-def save(vm: Vm, file: BinaryIO) -> None:
-    """Write a stopped machine. With the BQL, in the main loop."""
+def save(vm: Vm, file: BinaryIO, running: bool) -> None:
+    """Write a stopped machine. `running`: it was running before, and shall go on where it is loaded. With the BQL, in
+    the main loop."""
     stream = StreamWriter(file)
     stream.table("machine", describe(vm))
-    stream.table("clock", {"virtual": vm.loop.virtual.now()})
+    stream.table("clock", {"virtual": vm.loop.virtual.now(), "running": running})
     for name, device in vm.devices.items():
         stream.table(f"device.{name}", device.save())
     for vcpu in vm.vcpus:
@@ -41,9 +42,9 @@ def save(vm: Vm, file: BinaryIO) -> None:
     stream.end()
 
 
-def load(vm: Vm, file: BinaryIO, where: str) -> None:
-    """Make a stopped machine, just reset, the one in the stream. StateError: refused; the machine must not run if RAM
-    had begun to change."""
+def load(vm: Vm, file: BinaryIO, where: str) -> bool:
+    """Make a stopped machine, just reset, the one in the stream; whether that one was running. StateError: refused; the
+    machine must not run if RAM had begun to change."""
     stream = StreamReader(file, where)
     tables: dict[str, dict[str, Any]] = {}
     section = stream.next()
@@ -60,6 +61,7 @@ def load(vm: Vm, file: BinaryIO, where: str) -> None:
     if section.kind != END:
         raise StateError(f"{where}: section {section.name!r} out of place")
     apply.commit()
+    return apply.running
 
 
 def _check_machine(vm: Vm, saved: dict[str, Any], where: str) -> None:
@@ -98,6 +100,7 @@ class _Checked:
         for name in ("machine", "clock"):
             self._table(name)
         virtual = self._table("clock").get("virtual")
+        self.running = self._table("clock").get("running") is True
         if type(virtual) is not int or not 0 <= virtual < 1 << 63:
             raise StateError(f"{where}: no guest time")
         self.virtual = virtual

@@ -12,7 +12,7 @@ from qemupy.backends.block.drive import Drive
 from qemupy.backends.block.media import Overlay
 from qemupy.backends.block.open import open_medium
 from qemupy.config import DriveConfig
-from qemupy.errors import MonitorError
+from qemupy.errors import BackendError, ConfigError, MonitorError
 from qemupy.vm import RunState, Vm
 
 QEMU_VERSION = (7, 2, 22)
@@ -107,6 +107,16 @@ def cont(vm: Vm) -> None:
 
 def system_reset(vm: Vm) -> None:
     vm.request_reset("host-qmp-system-reset")
+
+
+def migrate(vm: Vm, uri: str) -> None:
+    """Stop the machine and write it to `uri`."""
+    from qemupy.migration.uri import migrate as write
+
+    try:
+        write(vm, uri)
+    except (BackendError, ConfigError) as e:
+        raise MonitorError(str(e)) from None
 
 
 def system_powerdown(vm: Vm) -> None:
