@@ -54,6 +54,10 @@ static int mtrr_fixed_index(u32 msr) {
     return msr >= 0x268 && msr <= 0x26f ? 3 + (int)(msr - 0x268) : -1;
 }
 
+/* MCi_CTL takes all ones or zeros (SDM vol 3B 16.3.2.1); in bank 4 of an AMD CPU Linux leaves out bit 10, the GART error
+ * of early models. */
+static bool mc_ctl_ok(u32 msr, u64 v) { return !v || v == ~0ull || (msr == MSR_MC0_CTL + 16 && v == ~BIT(10)); }
+
 /* Registers that just hold their value; what may be written is checked by register_ok(). */
 static u64 *plain_register(Cpu *c, u32 msr) {
     int fixed = mtrr_fixed_index(msr);
@@ -95,7 +99,7 @@ static bool register_ok(Cpu *c, u32 msr, u64 v) {
     if (mtrr_fixed_index(msr) >= 0) return memory_types_ok(v, false);
     if (msr >= MSR_MTRR_PHYS && msr < MSR_MTRR_PHYS + 16)
         return !(v & ~PHYS_MASK) && (msr & 1 ? !(v & 0x7ff) : memory_type_ok(v & 0xff, false) && !(v & 0xf00));
-    if (msr >= MSR_MC0_CTL && msr < MSR_MC0_CTL + 40) return (msr & 3) == 0 ? !v || v == ~0ull : !v;
+    if (msr >= MSR_MC0_CTL && msr < MSR_MC0_CTL + 40) return (msr & 3) == 0 ? mc_ctl_ok(msr, v) : !v;
     switch (msr) {
     case MSR_SPEC_CTRL: return !(v & ~7ull);
     case MSR_PAT: return memory_types_ok(v, true);
