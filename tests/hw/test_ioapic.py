@@ -100,11 +100,11 @@ def test_extint() -> None:
     assert pc.sent == [(0, 0, 7, 0x99, 0)]
 
 
-def test_describe() -> None:
+def test_pic_info() -> None:
     pc = Pc()
     pc.entry(11, 0x8941, 0x03000000)
     pc.pins[11].high()
-    lines = pc.dev.describe().splitlines()
+    lines = pc.dev.pic_info()
     assert lines[0] == "ioapic0: ver=0x20 id=0x00 sel=0x26 (redir[11])"
     assert lines[1] == ("  pin 0  0x0000000000010000 dest=0 vec=0   active-hi edge  masked fixed  physical")
     assert lines[12] == "  pin 11 0x030000000000c941 dest=3 vec=65  active-hi level        lowest logical"

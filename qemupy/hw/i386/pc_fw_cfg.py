@@ -72,9 +72,10 @@ def _add_boot_options(vm: Vm, cfg: FwCfg) -> None:
     cfg.add_u16(keys.BOOT_MENU, int(menu))
     if "splash-time" in boot:
         cfg.add_file("etc/boot-menu-wait", struct.pack("<H", options.number("splash-time", boot["splash-time"])))
+    wait = -1  # for ever
     if "reboot-timeout" in boot:
         wait = options.number("reboot-timeout", boot["reboot-timeout"], high=0xFFFF)
-        cfg.add_file("etc/boot-fail-wait", struct.pack("<I", wait))
+    cfg.add_file("etc/boot-fail-wait", struct.pack("<i", wait))
 
 
 def _add_user_file(cfg: FwCfg, text: str) -> None:

@@ -109,8 +109,9 @@ class I8042(Device):
             self.last = self._translate(self.keyboard.pop())
         elif source == MOUSE and self.mouse.pending:
             self.last = self.mouse.pop()
-        self.update_irq()  # the line falls, so that a next byte is a new edge
-        self._update()
+        if source:
+            self.update_irq()  # the line falls, so that a next byte is a new edge
+            self._update()
         return self.last
 
     def _translate(self, value: int) -> int:

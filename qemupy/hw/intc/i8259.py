@@ -299,7 +299,7 @@ class PicPair(Device):
 
     # -- monitor ------------------------------------------------------------------------------------------------------
 
-    def describe(self) -> str:
+    def pic_info(self) -> list[str]:
         """`info pic`, as QEMU prints it."""
         lines = []
         for i, chip in reversed(list(enumerate(self.chips))):
@@ -308,4 +308,4 @@ class PicPair(Device):
                 f"irq_base={chip.base:02x} rr_sel={int(chip.read_isr)} elcr={chip.elcr:02x} "
                 f"fnm={int(chip.special_nested)}"
             )
-        return "\n".join(lines)
+        return lines

@@ -144,7 +144,7 @@ class IoApic(Device):
 
     # -- monitor ------------------------------------------------------------------------------------------------------
 
-    def describe(self) -> str:
+    def pic_info(self) -> list[str]:
         """`info pic`, as QEMU prints it."""
         names = {REG_ID: " (id)", REG_VERSION: " (ver)", REG_ARBITRATION: " (arb)"}
         select = "" if not self.select else names.get(self.select, f" (redir[{self.select - REG_REDIRECTION >> 1}])")
@@ -160,4 +160,4 @@ class IoApic(Device):
         for name, bits in (("  IRR", self.irr), ("  Remote IRR", remote)):
             pins = "".join(f"{n:<2} " for n in range(PINS) if bits >> n & 1)
             lines.append(f"{name:<10} {pins or '(none)'}")
-        return "\n".join(lines)
+        return lines
