@@ -178,6 +178,7 @@ struct Cpu {
     bool nmi_masked;
     bool ss_shadow;           /* MOV SS / POP SS just ran: debug traps wait one instruction */
     bool dbg_tf;              /* TF was set when the current instruction began */
+    bool dbg_rf;              /* RF was set when it began: it falls when it ends */
     bool dbg_data;            /* DR7 arms a data or I/O breakpoint */
     u32 dbg_hits;             /* DR6.B0-3 met by the current instruction's accesses */
     u8 exit_reason;           /* EXIT_* (vcpu/vcpu.h), valid with PEND_EXIT */

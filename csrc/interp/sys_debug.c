@@ -24,6 +24,7 @@ void debug_before_insn(Cpu *c) {
     bool shadow = c->ss_shadow;
     c->ss_shadow = false;
     c->dbg_tf = c->flags & FL_TF;
+    c->dbg_rf = c->flags & FL_RF;
     c->dbg_hits = 0;
     if (c->flags & FL_RF || shadow) return;
     u64 hits = matching_code_breakpoints(c);
@@ -31,7 +32,7 @@ void debug_before_insn(Cpu *c) {
 }
 
 void debug_after_insn(Cpu *c) {
-    c->flags &= ~(u64)FL_RF;
+    if (c->dbg_rf) c->flags &= ~(u64)FL_RF;
     if (c->ss_shadow) return; /* after MOV SS and POP SS the traps wait for the next boundary */
     u64 bits = c->dbg_hits | (c->dbg_tf ? DR6_BS : 0);
     if (unlikely(bits)) raise_db(c, bits, true);

@@ -17,6 +17,7 @@ static void load_flags(Cpu *c, u64 v, u64 mask) {
     u64 old = cpu_rflags(c);
     v = (old & ~mask) | (v & mask);
     if (!(c->dr[7] & 0xff)) v &= ~(u64)FL_RF;
+    c->dbg_rf = false; /* the RF just loaded is for the next instruction */
     cpu_set_rflags_raw(c, v);
 }
 

@@ -146,7 +146,10 @@ def run_qemu(name: str) -> list[Record]:
         rom.write_bytes(image)
         command = [qemu, "-accel", "tcg", "-cpu", "max", "-m", "64", "-bios", rom, "-display", "none", "-no-reboot"]
         command += ["-net", "none", "-debugcon", f"file:{log}", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
-        subprocess.run(command, timeout=60, check=False)
+        try:
+            subprocess.run(command, timeout=20, check=False)
+        except subprocess.TimeoutExpired:
+            print("QEMU hangs")
         return parse(image, log.read_bytes())
 
 
