@@ -17,6 +17,8 @@ from qemupy.hw.acpi.dsdt import Hardware
 from qemupy.hw.acpi.piix4_pm import Piix4Pm
 from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
+from qemupy.hw.display.vga import VgaCore
+from qemupy.hw.display.vga_pci import VgaPci
 from qemupy.hw.i386 import firmware, kernel_boot, pc_fw_cfg, pc_isa
 from qemupy.hw.i386.pc_devices import add_device
 from qemupy.hw.i386.pc_drives import IdeDrives
@@ -31,6 +33,8 @@ from qemupy.hw.timer import cmos_layout
 from qemupy.vm import Vm
 
 SCI_IRQ = 9
+VGA_BIOS = "vgabios-stdvga.bin"
+VGA_PORTS = ((0x04, 2), (0x0A, 1), (0x10, 16), (0x24, 2), (0x2A, 1))  # from 3B0h
 
 
 def build(vm: Vm) -> None:
@@ -58,6 +62,7 @@ class Pc:
         pc_isa.add_keyboard(vm, self.irqs)
         self.serial_count = pc_isa.add_serial_ports(vm, self.irqs)
         self.has_parallel = pc_isa.add_parallel_port(vm, self.irqs)
+        self._add_vga()
         self._add_ide()
         self._add_power_management()
         self._add_fw_cfg()
@@ -88,6 +93,21 @@ class Pc:
         self.piix3 = Piix3(irqs=lines, multifunction=True)
         self.bus.route = self.piix3.set_interrupt
         self._add_pci("piix3", self.piix3, 8)
+
+    def _add_vga(self) -> None:
+        vm = self.vm
+        if vm.config.vga == "none" or vm.config.nodefaults:
+            return
+        rom = firmware.load_rom(VGA_BIOS, vm.config.data_dirs)
+        vga = VgaCore(memory=vm.accel.memory, pci=self.memory.pci)
+        vm.add("vga", vga)
+        for offset, length in VGA_PORTS:
+            vm.ports.map(0x3B0 + offset, vga.bank("vga"), length, offset=offset, name="vga")
+        vm.ports.map(0x1CE, vga.bank("vbe-index"), 2, name="vbe")
+        vm.ports.map(0x1CF, vga.bank("vbe"), 3, priority=1, name="vbe")
+        card = VgaPci(vga=vga, memory=vm.accel.memory, rom=rom)
+        self._add_pci("vga-pci", card, 16)
+        vm.screen = card
 
     def _add_ide(self) -> None:
         self.ide = IdeDrives(self.vm, self.irqs)
