@@ -20,16 +20,34 @@ static void set_vec(Cpu *c, unsigned reg, Vec *v, unsigned n) {
     stub_vec_load(c, reg, v, 32);
 }
 
+/* These instructions never report #AC: with alignment checks on they go byte by byte (SDM vol 2A table 2-23). */
+static void load_element(Cpu *c, const Insn *in, u64 off, void *to, unsigned size) {
+    if (unlikely(c->flags & FL_AC))
+        for (unsigned i = 0; i < size; i++) ((u8 *)to)[i] = ld8(c, in->seg, off + i);
+    else if (size == 8) *(u64 *)to = ld64(c, in->seg, off);
+    else *(u32 *)to = ld32(c, in->seg, off);
+}
+
+static void store_element(Cpu *c, const Insn *in, u64 off, const void *from, unsigned size) {
+    if (unlikely(c->flags & FL_AC))
+        for (unsigned i = 0; i < size; i++) st8(c, in->seg, off + i, ((const u8 *)from)[i]);
+    else if (size == 8) st64(c, in->seg, off, *(const u64 *)from);
+    else st32(c, in->seg, off, *(const u32 *)from);
+}
+
+static void prove_writable(Cpu *c, const Insn *in, u64 off, unsigned size) {
+    if (likely(!(c->flags & FL_AC))) mem_probe(c, in->seg, off, size, ACC_WRITE);
+    else
+        for (unsigned i = 0; i < size; i++) mem_probe(c, in->seg, off + i, 1, ACC_WRITE);
+}
+
 void op_vmaskmov_load(Cpu *c, const Insn *in) {
     Vec mask, v = {0};
     unsigned n = vec_bytes(in), size = in->osz;
     u64 off = insn_ea(c, in);
     stub_vec_store(c, in->reg2, &mask, n);
-    for (unsigned i = 0; i < n / size; i++) {
-        if (!selected(&mask, i, size)) continue;
-        if (size == 8) v.q[i] = ld64(c, in->seg, off + 8 * i);
-        else v.d[i] = ld32(c, in->seg, off + 4 * i);
-    }
+    for (unsigned i = 0; i < n / size; i++)
+        if (selected(&mask, i, size)) load_element(c, in, off + size * i, v.b + size * i, size);
     set_vec(c, in->reg, &v, n);
 }
 
@@ -41,12 +59,9 @@ void op_vmaskmov_store(Cpu *c, const Insn *in) {
     stub_vec_store(c, in->reg2, &mask, n);
     stub_vec_store(c, in->reg, &v, n);
     for (unsigned i = 0; i < n / size; i++)
-        if (selected(&mask, i, size)) mem_probe(c, in->seg, off + size * i, size, ACC_WRITE);
-    for (unsigned i = 0; i < n / size; i++) {
-        if (!selected(&mask, i, size)) continue;
-        if (size == 8) st64(c, in->seg, off + 8 * i, v.q[i]);
-        else st32(c, in->seg, off + 4 * i, v.d[i]);
-    }
+        if (selected(&mask, i, size)) prove_writable(c, in, off + size * i, size);
+    for (unsigned i = 0; i < n / size; i++)
+        if (selected(&mask, i, size)) store_element(c, in, off + size * i, v.b + size * i, size);
 }
 
 static void store_bytes(Cpu *c, const Insn *in, const Vec *v, const Vec *mask, unsigned n) {
@@ -108,8 +123,7 @@ void op_gather(Cpu *c, const Insn *in) {
         if (selected(&mask, i, size)) {
             u64 a = element_address(c, in, &index, i);
             gather_commit(c, in, &v, &mask);
-            if (size == 8) v.q[i] = ld64(c, in->seg, a);
-            else v.d[i] = ld32(c, in->seg, a);
+            load_element(c, in, a, v.b + size * i, size);
         }
         if (size == 8) mask.q[i] = 0;
         else mask.d[i] = 0;

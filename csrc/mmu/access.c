@@ -110,6 +110,14 @@ static COLD void note_watch(Cpu *c, u64 lin, unsigned n, bool write) {
     }
 }
 
+/* SDM vol 3A table 6-7. An 80-bit real counts as 8 bytes, vectors as at most 16, saved FPU
+ * states as their parts. */
+static void check_alignment(Cpu *c, u64 lin, unsigned n) {
+    if (!(c->flags & FL_AC) || !(c->cr0 & CR0_AM) || c->cpl != 3) return;
+    unsigned align = n == 10 ? 8 : n == 32 ? 16 : n & -n;
+    if (align <= 16 && lin & (align - 1)) exc_raise_err(c, EXC_AC, 0);
+}
+
 /* The pages of one access. */
 typedef struct Access {
     Xlat x[2];
@@ -121,13 +129,10 @@ static void access_begin(Cpu *c, Access *a, u64 lin, unsigned n, unsigned access
     a->first = n <= room ? n : (unsigned)room;
     if ((c->efer & EFER_LMA) && (!lin_canonical(c, lin) || (a->first < n && !lin_canonical(c, next))))
         raise_noncanonical(c, seg);
+    if (c->tlb == tlb_never && mmu == MMU_USER) check_alignment(c, lin, n); /* before any page fault */
     translate(c, lin, access, mmu, &a->x[0]);
     if (a->first < n) translate(c, next, access, mmu, &a->x[1]);
-    if (c->tlb == tlb_never) {
-        if (mmu == MMU_USER && (c->flags & FL_AC) && (c->cr0 & CR0_AM) && n <= 8 && (lin & (n - 1)) && c->cpl == 3)
-            exc_raise_err(c, EXC_AC, 0);
-        if (c->dbg_data) note_watch(c, lin, n, access == ACC_WRITE);
-    }
+    if (c->dbg_data && c->tlb == tlb_never) note_watch(c, lin, n, access == ACC_WRITE);
 }
 static void access_read(Cpu *c, Access *a, void *to, unsigned n) {
     piece_read(c, &a->x[0], to, a->first);

@@ -61,7 +61,7 @@ void guest_init(void) {
     set_features();
     map_page(CODE_VA, PAGE_CODE);
     for (unsigned i = 0; i < DATA_BYTES / PAGE_SIZE; i++) map_page(DATA_VA + i * PAGE_SIZE, PAGE_DATA + i);
-    c->cr0 = CR0_PE | CR0_PG | CR0_MP | CR0_NE | CR0_ET | CR0_WP;
+    c->cr0 = CR0_PE | CR0_PG | CR0_MP | CR0_NE | CR0_ET | CR0_WP | CR0_AM;
     c->cr3 = PAGE_PML4;
     c->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
     c->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
@@ -80,6 +80,7 @@ static void load(const State *in) {
     u8 area[XSAVE_BYTES] = {0};
     memcpy(area, in->fp, FP_BYTES);
     fpu_set_area(c, area);
+    cpu_update_mode(c);
     memcpy(ram + PAGE_DATA * PAGE_SIZE, in->mem, DATA_BYTES);
 }
 

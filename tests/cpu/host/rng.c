@@ -105,7 +105,7 @@ static void fp_random(u8 *fp) {
 
 void state_random(State *st) {
     for (unsigned i = 0; i < 16; i++) st->gpr[i] = rnd_int();
-    st->flags = (rnd() & FL_CC) | 2;
+    st->flags = (rnd() & FL_CC) | 2 | (chance(8) ? FL_AC : 0);
     for (unsigned i = 0; i < DATA_BYTES; i += 64) fill(st->mem + i, 64);
     for (unsigned i = 0; i < 16; i++) put_f80(st->mem + below(DATA_BYTES - 16));
     fp_random(st->fp);

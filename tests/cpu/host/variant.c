@@ -38,6 +38,12 @@ static void pin(Pinned *p, ZydisRegister r, u64 value) {
     p->value[reg_id(r)] = value;
 }
 
+/* Whether bytes masked off fault, and how they count as misaligned, is each processor's own. */
+static bool has_byte_mask(const Form *f) {
+    return f->zi.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || f->zi.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+           f->zi.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
+}
+
 /* Middle of the pages, aligned for stacks; strings stay inside with up to 20 elements. */
 static void pin_implied(const Form *f, Pinned *p) {
     bool repeated = f->zi.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
@@ -45,8 +51,7 @@ static void pin_implied(const Form *f, Pinned *p) {
         const ZydisDecodedOperand *op = &f->ops[i];
         if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) continue;
         if (op->encoding == ZYDIS_OPERAND_ENCODING_DISP16_32_64) continue;
-        if (f->zi.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || f->zi.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
-            f->zi.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU) { /* whether bytes masked off fault is each processor's own */
+        if (has_byte_mask(f)) {
             pin(p, op->mem.base, DATA_VA + 1024 + below(4096));
             continue;
         }
@@ -231,6 +236,7 @@ static void tame(const Form *f, const Address *a, const ZydisDecodedOperand *ops
     if (f->zi.meta.isa_set == ZYDIS_ISA_SET_SSEMXCSR && a->target <= DATA_VA + DATA_BYTES - 4)
         st->mem[a->target - DATA_VA + 2] &=
             chance(70) ? 0 : (u8)~2; /* bit 17 is AMD's misaligned mode, which we do not have */
+    if (has_byte_mask(f)) st->flags &= ~(u64)FL_AC;
     if (f->compat)
         for (unsigned i = 0; i < 16; i++) st->gpr[i] = i < 8 ? (u32)st->gpr[i] : 0;
 }
