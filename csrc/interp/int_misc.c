@@ -71,6 +71,7 @@ OpFn int_misc_resolve(Insn *in, u32 mode) {
     case ZYDIS_MNEMONIC_PREFETCHW:
     case ZYDIS_MNEMONIC_PREFETCHWT1: return op_nop;
     case ZYDIS_MNEMONIC_PAUSE: return op_pause;
+    case ZYDIS_MNEMONIC_SERIALIZE:
     case ZYDIS_MNEMONIC_MFENCE:
     case ZYDIS_MNEMONIC_LFENCE:
     case ZYDIS_MNEMONIC_SFENCE: return op_fence;
