@@ -157,6 +157,13 @@ static u8 operand_size(const ZydisDecodedInstruction *zi, const ZydisDecodedOper
     return (u8)(mem ? mem : reg);
 }
 
+/* ES:[rDI] of MOVS, STOS, ...: the one implicit operand that no prefix moves to another segment. */
+static bool string_destination(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op) {
+    ZydisRegister b = op->mem.base;
+    return zi->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+           (b == ZYDIS_REGISTER_DI || b == ZYDIS_REGISTER_EDI || b == ZYDIS_REGISTER_RDI);
+}
+
 static void pack(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops, u32 mode, Insn *in) {
     in->op = (u16)zi->mnemonic;
     in->len = zi->length;
@@ -181,7 +188,7 @@ static void pack(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *o
         if (op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN) {
             pack_operand(in, op, i, &have_rm);
             seg_known |= op->type == ZYDIS_OPERAND_TYPE_MEMORY;
-        } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && !seg_known && op->mem.segment != ZYDIS_REGISTER_ES) {
+        } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && !seg_known && !string_destination(zi, op)) {
             in->seg = pack_segment(op->mem.segment); /* the overridable operand of MOVS, LODS, XLAT, ... */
         }
     }

@@ -42,6 +42,25 @@ def test_ports_and_strings() -> None:
         assert guest.get(0x4000, 12) == (0x12345678).to_bytes(4, "little") * 3
 
 
+def test_every_segment_prefix_reaches_the_string_source() -> None:
+    """Also ES, which is the fixed segment of the destination."""
+    with RawGuest() as guest:
+        out = bytearray()
+        guest.pio_write = lambda port, size, value: out.append(value)
+        guest.pio_write_string = lambda port, size, data: out.extend(data)
+        for n, letter in enumerate(b"desfg"):
+            guest.put(0x30000 + 0x1000 * n, bytes([letter] * 4))
+        code = "mov dx, 0x402; mov bx, 0x3000; mov ss, bx; mov di, 0\n"
+        for n, segment in enumerate(("ds", "es", "ss", "fs", "gs")):
+            code += f"mov bx, {0x3000 + 0x100 * n}; mov {segment}, bx\n"
+        for segment in ("ds", "es", "ss", "fs", "gs"):
+            code += f"xor si, si; mov cx, 2; rep outsb dx, {segment}:[si]; lodsb al, {segment}:[si]; out dx, al\n"
+            code += f"xor bx, bx; mov al, 1; xlatb {segment}:[bx]; out dx, al\n"
+        guest.start16(code + "hlt")
+        guest.run_to_halt()
+        assert bytes(out) == b"ddddeeeessssffffgggg"
+
+
 def test_device_memory_and_holes() -> None:
     with RawGuest() as guest:
         seen: list[tuple[int, int, int]] = []
