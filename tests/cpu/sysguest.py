@@ -31,10 +31,9 @@ def build(name: str) -> bytes:
     """The ROM made from guest/NAME.S."""
     with tempfile.TemporaryDirectory() as tmp:
         obj, out = Path(tmp) / "o", Path(tmp) / "bin"
-        subprocess.run(["as", "--32" if name.endswith("32") else "--64", "-I", GUEST_DIR, "-o", obj, GUEST_DIR / f"{name}.S"], check=True)
-        emulation = "elf_i386" if name.endswith("32") else "elf_x86_64"
-        script = GUEST_DIR / "rom.ld"
-        subprocess.run(["ld", "-m", emulation, "-T", script, "--oformat", "binary", "-o", out, obj], check=True)
+        source = GUEST_DIR / f"{name}.S"
+        subprocess.run(["as", "--64", "-W", "-I", GUEST_DIR, "-o", obj, source], check=True)
+        subprocess.run(["ld", "-T", GUEST_DIR / "rom.ld", "--oformat", "binary", "-o", out, obj], check=True)
         image = out.read_bytes()
     assert len(image) == ROM_SIZE, hex(len(image))
     return image

@@ -44,3 +44,10 @@ def test_page_rights_in_every_combination() -> None:
     assert len(records) == 768
     bad = [(r.name, hex(r.value)) for r in records if r.value != rights_model(int(r.name))]
     assert bad == []
+
+
+def test_protected_and_real_mode() -> None:
+    """Segments, gates, tasks, virtual-8086 mode, 32-bit and PAE paging, real and unreal mode."""
+    records = run_core("prot32")
+    assert wrong(records) == []
+    assert len(records) >= 195
