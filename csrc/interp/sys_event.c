@@ -4,6 +4,7 @@
  * the way leaves the interrupted state whole and meets ExcState.delivering, which makes it a double fault, a triple
  * fault or simply the next exception (table 6-5). */
 #include "interp/sys.h"
+#include "interp/trace.h"
 
 typedef struct Event {
     unsigned vector;
@@ -188,7 +189,8 @@ static void deliver_long(Cpu *c, const Event *e) {
     finish(c, &g);
 }
 
-static void deliver(Cpu *c, const Event *e) {
+static void deliver(Cpu *c, const Event *e, unsigned kind) {
+    if (log_on(LOG_INT)) trace_event(c, e->vector, e->error, kind);
     if (!(c->cr0 & CR0_PE)) deliver_real(c, e);
     else if (cpu_lma(c)) deliver_long(c, e);
     else deliver_protected(c, e);
@@ -198,6 +200,7 @@ static void deliver(Cpu *c, const Event *e) {
 static bool contributory(unsigned v) { return v == EXC_DE || (v >= EXC_TS && v <= EXC_GP); }
 
 static void triple_fault(Cpu *c) {
+    if (log_on(LOG_CPU_RESET)) trace_reset(c, "Triple fault");
     c->exc.delivering = false;
     c->exit_reason = EXIT_SHUTDOWN;
     cpu_pend(c, PEND_EXIT);
@@ -236,7 +239,7 @@ void exc_dispatch(Cpu *c) {
     if (x->vector == EXC_DB) c->dr[7] &= ~(u64)(1 << 13); /* GD */
     Event e = {.vector = x->vector, .error = x->error, .has_error = x->has_error, .flags = cpu_rflags(c)};
     if (frame_sets_rf(x)) e.flags |= FL_RF;
-    deliver(c, &e);
+    deliver(c, &e, 0);
     x->delivering = false;
 }
 
@@ -244,7 +247,7 @@ void event_interrupt(Cpu *c, unsigned vector) {
     c->exc.delivering = true;
     c->exc.first = EXC_NMI; /* external interrupts are benign whatever their vector */
     Event e = {.vector = vector, .flags = cpu_rflags(c)};
-    deliver(c, &e);
+    deliver(c, &e, 2);
     c->exc.delivering = false;
 }
 
@@ -257,5 +260,5 @@ void event_soft_int(Cpu *c, unsigned vector, bool int3_or_into) {
         }
         if (cpu_iopl(c) != 3) exc_gp0(c);
     }
-    deliver(c, &e);
+    deliver(c, &e, 1);
 }

@@ -56,3 +56,22 @@ void trace_entered(Cpu *c, const Block *b) {
                    (unsigned long long)c->seg[SEG_CS].base, (unsigned long long)b->rip, b->mode);
     if (log_on(LOG_CPU)) trace_registers(c);
 }
+
+/* -d int: one line in QEMU's form and the state the event found. i: 1 for INT n, 2 for an interrupt from outside. */
+void trace_event(Cpu *c, unsigned vector, u32 error, unsigned i) {
+    static u32 count;
+    fpu_park(c);
+    u64 lin = (c->ea_base[SEG_CS] + c->r[R_RIP]) & c->lin_mask;
+    log_printf("%6u: v=%02x e=%04x i=%u cpl=%u IP=%04x:%016llx pc=%016llx SP=%04x:%016llx %s=%016llx\n", count++,
+               vector, error, i, c->cpl, c->seg[SEG_CS].sel, (unsigned long long)c->r[R_RIP], (unsigned long long)lin,
+               c->seg[SEG_SS].sel, (unsigned long long)c->r[R_RSP], vector == EXC_PF ? "CR2" : "RAX",
+               (unsigned long long)(vector == EXC_PF ? c->cr2 : c->r[R_RAX]));
+    trace_registers(c);
+}
+
+/* -d cpu_reset: what is lost. */
+void trace_reset(Cpu *c, const char *why) {
+    fpu_park(c);
+    log_printf("%s (CPU %u)\n", why, c->index);
+    trace_registers(c);
+}
