@@ -22,10 +22,14 @@ static void set_vec(Cpu *c, unsigned reg, Vec *v, unsigned n) {
 
 /* These instructions never report #AC: with alignment checks on they go byte by byte (SDM vol 2A table 2-23). */
 static void load_element(Cpu *c, const Insn *in, u64 off, void *to, unsigned size) {
-    if (unlikely(c->flags & FL_AC))
+    if (unlikely(c->flags & FL_AC)) {
+        seg_lin_r(c, in->seg, off, size);
         for (unsigned i = 0; i < size; i++) ((u8 *)to)[i] = ld8(c, in->seg, off + i);
-    else if (size == 8) *(u64 *)to = ld64(c, in->seg, off);
-    else *(u32 *)to = ld32(c, in->seg, off);
+    } else if (size == 8) {
+        *(u64 *)to = ld64(c, in->seg, off);
+    } else {
+        *(u32 *)to = ld32(c, in->seg, off);
+    }
 }
 
 static void store_element(Cpu *c, const Insn *in, u64 off, const void *from, unsigned size) {
@@ -36,9 +40,9 @@ static void store_element(Cpu *c, const Insn *in, u64 off, const void *from, uns
 }
 
 static void prove_writable(Cpu *c, const Insn *in, u64 off, unsigned size) {
-    if (likely(!(c->flags & FL_AC))) mem_probe(c, in->seg, off, size, ACC_WRITE);
-    else
-        for (unsigned i = 0; i < size; i++) mem_probe(c, in->seg, off + i, 1, ACC_WRITE);
+    seg_lin_w(c, in->seg, off, size);
+    unsigned step = c->flags & FL_AC ? 1 : size;
+    for (unsigned i = 0; i < size; i += step) mem_probe(c, in->seg, off + i, step, ACC_WRITE);
 }
 
 void op_vmaskmov_load(Cpu *c, const Insn *in) {

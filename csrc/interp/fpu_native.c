@@ -10,10 +10,16 @@ INLINE u64 run(Cpu *c, const Insn *in, void *mem, u64 gpr) {
     return STUB(in)(mem, 0, 0, gpr, c);
 }
 
+/* Comes before the segment's limit and before page faults. */
+INLINE void check_aligned(Cpu *c, const Insn *in, u64 off) {
+    if (unlikely((c->ea_base[in->seg] + off) & in->imm8b)) exc_gp0(c);
+}
+
 /* The host address of the source operand; buf holds it if it is not plain RAM. */
 INLINE void *load_operand(Cpu *c, const Insn *in, void *buf) {
-    u64 off = insn_ea(c, in), lin = seg_lin_r(c, in->seg, off, in->osz);
-    if (unlikely(lin & in->imm8b)) exc_gp0(c);
+    u64 off = insn_ea(c, in);
+    check_aligned(c, in, off);
+    u64 lin = seg_lin_r(c, in->seg, off, in->osz);
     void *p = tlb_hit_r(c->tlb, lin, in->osz);
     return likely(p != NULL) ? p : (void *)ld_wide(c, in->seg, off, in->osz, buf);
 }
@@ -33,8 +39,9 @@ void op_native_load(Cpu *c, const Insn *in) {
 }
 
 void op_native_store(Cpu *c, const Insn *in) {
-    u64 off = insn_ea(c, in), lin = seg_lin_w(c, in->seg, off, in->osz);
-    if (unlikely(lin & in->imm8b)) exc_gp0(c);
+    u64 off = insn_ea(c, in);
+    check_aligned(c, in, off);
+    u64 lin = seg_lin_w(c, in->seg, off, in->osz);
     void *p = tlb_hit_w(c->tlb, lin, in->osz);
     if (likely(p != NULL)) run(c, in, p, 0);
     else store_slow(c, in, off);

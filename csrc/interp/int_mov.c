@@ -126,7 +126,11 @@ static void op_bswap64(Cpu *c, const Insn *in) { REG64(c, in->rm) = __builtin_bs
 static void op_bswap32(Cpu *c, const Insn *in) { set32(c, in->rm, __builtin_bswap32(REG32(c, in->rm))); }
 /* Undefined on paper; silicon clears the 16-bit register. */
 static void op_bswap16(Cpu *c, const Insn *in) { REG16(c, in->rm) = 0; }
-static void op_movnti(Cpu *c, const Insn *in) { rm_write(c, in, get_n(c, in->reg, in->osz), in->osz); }
+/* 32 bits whatever the operand size of the code, or 64. */
+static void op_movnti(Cpu *c, const Insn *in) {
+    unsigned n = in->osz == 8 ? 8 : 4;
+    rm_write(c, in, get_n(c, in->reg, n), n);
+}
 
 static void op_cbw(Cpu *c, const Insn *in) { REG16(c, ROFF(R_RAX)) = (u16)(i8)REG8(c, ROFF(R_RAX)); }
 static void op_cwde(Cpu *c, const Insn *in) { set32(c, ROFF(R_RAX), (u32)(i16)REG16(c, ROFF(R_RAX))); }

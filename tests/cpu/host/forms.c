@@ -13,15 +13,18 @@ Form *forms;
 unsigned n_forms;
 static u64 seen[TABLE];
 
-bool decode(bool compat, const u8 *bytes, ZydisDecodedInstruction *zi, ZydisDecodedOperand *ops) {
-    static ZydisDecoder decoder[2];
-    if (!decoder[compat].stack_width) {
-        ZydisDecoderInit(&decoder[compat], compat ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64,
-                         compat ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
-        ZydisDecoderEnableMode(&decoder[compat], ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-        ZydisDecoderEnableMode(&decoder[compat], ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+bool decode(unsigned bits, const u8 *bytes, ZydisDecodedInstruction *zi, ZydisDecodedOperand *ops) {
+    static ZydisDecoder decoder[3];
+    ZydisDecoder *d = &decoder[bits / 32];
+    if (!d->stack_width) {
+        static const ZydisMachineMode modes[3] = {ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_MACHINE_MODE_LONG_COMPAT_32,
+                                                  ZYDIS_MACHINE_MODE_LONG_64};
+        static const ZydisStackWidth widths[3] = {ZYDIS_STACK_WIDTH_16, ZYDIS_STACK_WIDTH_32, ZYDIS_STACK_WIDTH_64};
+        ZydisDecoderInit(d, modes[bits / 32], widths[bits / 32]);
+        ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+        ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
     }
-    return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder[compat], bytes, 15, zi, ops));
+    return ZYAN_SUCCESS(ZydisDecoderDecodeFull(d, bytes, 15, zi, ops));
 }
 
 static u64 mix(u64 h, u64 v) {
@@ -39,7 +42,7 @@ static bool opcode_names_register(const ZydisDecodedInstruction *zi, const Zydis
 u64 form_key(const Form *f, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops) {
     u64 h = mix(zi->mnemonic, zi->encoding);
     h = mix(h, (u64)zi->opcode_map << 8 | (opcode_names_register(zi, ops) ? zi->opcode & 0xf8 : zi->opcode));
-    h = mix(h, f->compat);
+    h = mix(h, f->bits);
     h = mix(h, zi->attributes &
                    (ZYDIS_ATTRIB_HAS_LOCK | ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE));
     for (unsigned i = 0; i < zi->operand_count; i++) {
@@ -131,7 +134,6 @@ static bool instruction_allowed(const ZydisDecodedInstruction *zi) {
     case ZYDIS_MNEMONIC_CLI:
     case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_HLT:
-    case ZYDIS_MNEMONIC_BOUND:
     case ZYDIS_MNEMONIC_INT3:
     case ZYDIS_MNEMONIC_INT1:
     case ZYDIS_MNEMONIC_INT:
@@ -161,7 +163,11 @@ static bool new_key(u64 key) {
 
 static void name_form(Form *f) {
     char *p = f->name, *end = f->name + sizeof f->name;
-    p += snprintf(p, (size_t)(end - p), "%s%s", f->compat ? "[32] " : "", f->prefix[0] == 0xf0 ? "lock " : "");
+    p += snprintf(p, (size_t)(end - p), "%s%s",
+                  f->bits == 64   ? ""
+                  : f->bits == 32 ? "[32] "
+                                  : "[16] ",
+                  f->prefix[0] == 0xf0 ? "lock " : "");
     p += snprintf(p, (size_t)(end - p), "%s", ZydisMnemonicGetString(f->zi.mnemonic));
     for (unsigned i = 0; i < f->zi.operand_count_visible && p < end - 12; i++) {
         static const char *const kind[] = {"?", "r", "m", "p", "i"};
@@ -207,12 +213,12 @@ static unsigned assemble_plain(const Form *f, u8 *b) {
 static bool decode_form(Form *f) {
     u8 b[32];
     unsigned n = assemble_plain(f, b);
-    if (decode(f->compat, b, &f->zi, f->ops)) return true;
+    if (decode(f->bits, b, &f->zi, f->ops)) return true;
     if (!f->vex || f->map != 2 || f->rm != RM_MEM) return false;
     b[n - 1] = (u8)(1 << 3 | 4);
     b[n] = 2 << 3 | 3;
     b[n - 3] = (u8)((b[n - 3] & 0x87) | (~3u & 15) << 3);
-    return decode(f->compat, b, &f->zi, f->ops);
+    return decode(f->bits, b, &f->zi, f->ops);
 }
 
 static void consider(Form *f) {
@@ -238,32 +244,32 @@ static void each_modrm(Form *f) {
     }
 }
 
-static bool is_prefix(unsigned opcode, bool compat) {
-    if (!compat && (opcode & 0xf0) == 0x40) return true;
+static bool is_prefix(unsigned opcode, unsigned bits) {
+    if (bits == 64 && (opcode & 0xf0) == 0x40) return true;
     return opcode == 0x26 || opcode == 0x2e || opcode == 0x36 || opcode == 0x3e || (opcode >= 0x64 && opcode <= 0x67) ||
            opcode == 0xf0 || opcode == 0xf2 || opcode == 0xf3 || opcode == 0x0f;
 }
 
-static void legacy_forms(bool compat) {
+static void legacy_forms(unsigned bits) {
     static const u8 lists[][3] = {{0, 0, 0},       {0x66, 0, 0}, {0xf3, 0, 0},    {0xf2, 0, 0},
                                   {0x66, 0xf2, 0}, {0xf0, 0, 0}, {0xf0, 0x66, 0}, {0x66, 0xf3, 0}};
     for (unsigned map = 0; map < 4; map++)
         for (unsigned opcode = 0; opcode < 256; opcode++)
             for (unsigned p = 0; p < ARRAY_LEN(lists); p++)
-                for (unsigned w = 0; w < (compat ? 1 : 2); w++) {
-                    if (map == 0 && is_prefix(opcode, compat)) continue;
-                    Form f = {.map = (u8)map, .opcode = (u8)opcode, .w = w, .compat = compat};
+                for (unsigned w = 0; w < (bits == 64 ? 2 : 1); w++) {
+                    if (map == 0 && is_prefix(opcode, bits)) continue;
+                    Form f = {.map = (u8)map, .opcode = (u8)opcode, .w = w, .bits = (u8)bits};
                     while (f.n_prefix < 3 && lists[p][f.n_prefix])
                         f.prefix[f.n_prefix] = lists[p][f.n_prefix], f.n_prefix++;
                     each_modrm(&f);
                 }
 }
 
-static void vex_forms(bool compat) {
+static void vex_forms(unsigned bits) {
     for (unsigned map = 1; map < 4; map++)
         for (unsigned opcode = 0; opcode < 256; opcode++)
             for (unsigned x = 0; x < 16; x++) {
-                Form f = {.vex = true, .map = (u8)map, .opcode = (u8)opcode, .compat = compat};
+                Form f = {.vex = true, .map = (u8)map, .opcode = (u8)opcode, .bits = (u8)bits};
                 f.vex_pp = x & 3;
                 f.w = x >> 2 & 1;
                 f.l = x >> 3 & 1;
@@ -271,8 +277,8 @@ static void vex_forms(bool compat) {
             }
 }
 
-void forms_enumerate(bool compat) {
+void forms_enumerate(unsigned bits) {
     if (!forms) forms = calloc(MAX_FORMS, sizeof *forms);
-    legacy_forms(compat);
-    vex_forms(compat);
+    legacy_forms(bits);
+    vex_forms(bits);
 }

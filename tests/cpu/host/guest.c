@@ -34,12 +34,15 @@ static void set_features(void) {
 #undef F
 }
 
-static void set_segments(bool compat) {
-    u16 data = 3 | SR_S | SR_DPL | SR_P | SR_DB | SR_G, code = 0xb | SR_S | SR_DPL | SR_P | SR_G;
-    for (unsigned i = 0; i < 6; i++) c->seg[i] = (Segment){.limit = 0xffffffff, .sel = 0x2b, .rights = data};
-    c->seg[SEG_CS] =
-        (Segment){.limit = 0xffffffff, .sel = compat ? 0x23 : 0x33, .rights = code | (compat ? SR_DB : SR_L)};
-    c->seg[SEG_FS].base = c->seg[SEG_GS].base = compat ? 0 : GS_BASE;
+static void set_segments(unsigned bits) {
+    u16 data = 3 | SR_S | SR_DPL | SR_P, code = 0xb | SR_S | SR_DPL | SR_P;
+    for (unsigned i = 0; i < 6; i++) {
+        c->seg[i] = (Segment){.limit = 0xffffffff, .sel = 0x2b, .rights = data | SR_DB | SR_G};
+        if (bits == 16) c->seg[i] = (Segment){.base = DATA_VA, .limit = DATA16_LIMIT, .sel = 0x2b, .rights = data};
+    }
+    c->seg[SEG_CS] = (Segment){.limit = 0xffffffff, .sel = 0x33, .rights = code | SR_G | (bits == 64 ? SR_L : SR_DB)};
+    if (bits == 16) c->seg[SEG_CS] = (Segment){.base = CODE_VA, .limit = CODE16_LIMIT, .sel = 0x33, .rights = code};
+    c->seg[SEG_FS].base = c->seg[SEG_GS].base = bits == 64 ? GS_BASE : 0;
     cpu_update_mode(c);
 }
 
@@ -69,7 +72,7 @@ void guest_init(void) {
     c->cpl = 3;
     c->flags = 2 | FL_IF;
     c->halted = false;
-    set_segments(false);
+    set_segments(64);
     tlb_flush_all(c);
 }
 
@@ -120,8 +123,8 @@ bool guest_run(const Code *code, const State *in, State *out, bool *native) {
     Insn insn;
     u8 bytes[32] = {0};
     memcpy(bytes, code->bytes, code->len);
-    static int compat = -1;
-    if (compat != code->compat) set_segments(code->compat), compat = code->compat;
+    static unsigned bits;
+    if (bits != code->bits) set_segments(bits = code->bits);
     load(in);
     out->trap = NO_TRAP;
     out->error = 0;

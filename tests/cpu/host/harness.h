@@ -15,7 +15,10 @@
 #define CODE_VA    0x10000000ull
 #define DATA_VA    0x10010000ull
 #define DATA_BYTES 8192ull
-#define GS_BASE    (DATA_VA - 0x1000)
+/* 16-bit code runs in segments of its own: code at CODE_VA, data and stack at DATA_VA, with limits. */
+#define CODE16_LIMIT 0xfffu
+#define DATA16_LIMIT 0x27ffu
+#define GS_BASE      (DATA_VA - 0x1000)
 
 enum { FP_BYTES = 832, FP_YMMH = 576, NO_TRAP = 0xff };
 
@@ -31,7 +34,7 @@ typedef struct State {
 typedef struct Code {
     u8 bytes[16];
     unsigned len;
-    bool compat; /* 32-bit code segment */
+    u8 bits;     /* of the code segment: 64, 32 or 16 */
     bool branch; /* stop it by the trap flag: the next instruction is elsewhere */
 } Code;
 
@@ -51,7 +54,8 @@ INLINE bool chance(unsigned percent) { return below(100) < percent; }
 typedef struct Form {
     u8 prefix[3]; /* legacy prefixes: LOCK or REP, 66, mandatory */
     u8 n_prefix, map, opcode, vex_pp;
-    bool vex, w, l, has_modrm, compat;
+    bool vex, w, l, has_modrm;
+    u8 bits;
     u8 reg, rm; /* ModRM as found; rm 8: memory */
     ZydisDecodedInstruction zi;
     ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
@@ -61,9 +65,9 @@ typedef struct Form {
 
 extern Form *forms;
 extern unsigned n_forms;
-void forms_enumerate(bool compat);
+void forms_enumerate(unsigned bits);
 /* Decodes with the decoder of that code size. */
-bool decode(bool compat, const u8 *bytes, ZydisDecodedInstruction *zi, ZydisDecodedOperand *ops);
+bool decode(unsigned bits, const u8 *bytes, ZydisDecodedInstruction *zi, ZydisDecodedOperand *ops);
 u64 form_key(const Form *f, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops);
 
 /* Makes one variant: code bytes and a start state for it. False: this form took no variant. */

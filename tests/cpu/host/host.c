@@ -2,6 +2,7 @@
  * behind the instruction (INT3, the trap flag, or the instruction's own fault) delivers the result. */
 #include "harness.h"
 
+#include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,7 +15,7 @@
 
 static const int greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
-enum { SW_RESERVED = 464, LEGACY_END = 512, USER32_CS = 0x23, USER_DS = 0x2b };
+enum { SW_RESERVED = 464, LEGACY_END = 512, USER32_CS = 0x23, USER_DS = 0x2b, LDT_CODE = 0x7, LDT_DATA = 0xf };
 
 static u8 *const code_page = (u8 *)CODE_VA, *const data_pages = (u8 *)DATA_VA;
 static const Code *cur_code;
@@ -53,7 +54,9 @@ static void enter(ucontext_t *u) {
     for (unsigned i = 0; i < 16; i++) g[greg_of[i]] = (greg_t)cur_in->gpr[i];
     g[REG_RIP] = (greg_t)cur_in->rip;
     g[REG_EFL] = (greg_t)(cur_in->flags | FL_IF | 2 | (cur_code->branch ? FL_TF : 0));
-    if (cur_code->compat) g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | USER32_CS;
+    u64 cs = cur_code->bits == 64 ? (u64)g[REG_CSGSFS] & 0xffff : cur_code->bits == 32 ? USER32_CS : LDT_CODE;
+    u64 ss = cur_code->bits == 16 ? LDT_DATA : USER_DS;
+    g[REG_CSGSFS] = (greg_t)(((u64)g[REG_CSGSFS] & 0xffffffff0000) | cs | ss << 48);
     fp_copy_in(frame, cur_in->fp);
     inside = true;
 }
@@ -91,11 +94,26 @@ static void handler(int sig, siginfo_t *info, void *context) {
     }
 }
 
+/* A signal frame does not carry DS and ES. 64-bit code ignores them. */
+static void set_data_segments(unsigned bits) {
+    static unsigned now;
+    if (bits == now) return;
+    __asm__ volatile("mov %0, %%ds\n\tmov %0, %%es" : : "r"(bits == 16 ? LDT_DATA : USER_DS));
+    now = bits;
+}
+
+static void make_segment(unsigned n, u64 base, u32 limit, bool code) {
+    struct user_desc d = {
+        .entry_number = n, .base_addr = (u32)base, .limit = limit, .contents = code ? 2 : 0, .useable = 1};
+    if (syscall(SYS_modify_ldt, 0x11, &d, sizeof d)) perror("modify_ldt"), exit(2);
+}
+
 void host_run(const Code *code, const State *in, State *out) {
     cur_code = code;
     cur_in = in;
     cur_out = out;
-    u8 *at = code_page + (in->rip - CODE_VA);
+    set_data_segments(code->bits);
+    u8 *at = code_page + (in->rip & (PAGE_SIZE - 1));
     memcpy(at, code->bytes, code->len);
     memset(at + code->len, 0xcc, 2);
     memcpy(data_pages, in->mem, DATA_BYTES);
@@ -118,6 +136,6 @@ void host_init(void) {
     static const int sigs[] = {SIGUSR1, SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE};
     for (unsigned i = 0; i < ARRAY_LEN(sigs); i++) sigaction(sigs[i], &act, &old_action[sigs[i]]);
     syscall(SYS_arch_prctl, ARCH_SET_GS, GS_BASE);
-    /* 32-bit code needs data segments that are not null */
-    __asm__ volatile("mov %0, %%ds\n\tmov %0, %%es" : : "r"(USER_DS));
+    make_segment(LDT_CODE / 8, CODE_VA, CODE16_LIMIT, true);
+    make_segment(LDT_DATA / 8, DATA_VA, DATA16_LIMIT, false);
 }

@@ -47,8 +47,8 @@ static const char *compare(const Form *f, const State *host, const State *guest)
     if (host->rip != guest->rip) return "rip";
     bool half_done =
         host->trap == EXC_PF && (f->zi.mnemonic == ZYDIS_MNEMONIC_POPA || f->zi.mnemonic == ZYDIS_MNEMONIC_POPAD);
-    for (unsigned i = 0; i < (f->compat ? 8 : 16) && !half_done; i++)
-        if (host->gpr[i] != guest->gpr[i]) return "general register";
+    for (unsigned i = 0; i < (f->bits == 64 ? 16 : 8) && !half_done; i++)
+        if ((host->gpr[i] ^ guest->gpr[i]) & (f->bits == 64 ? ~0ull : 0xffffffff)) return "general register";
     if ((host->flags ^ guest->flags) & defined_flags(f)) return "flags";
     half_done |= host->trap == EXC_AC && f->zi.mnemonic == ZYDIS_MNEMONIC_ENTER;
     if (!half_done && memcmp(host->mem, guest->mem, DATA_BYTES)) return "memory";
@@ -75,6 +75,7 @@ static void show_difference(const State *in, const State *host, const State *gue
     for (unsigned i = 0; i < 16; i++)
         if (host->gpr[i] != guest->gpr[i])
             printf("    %s in %lx host %lx guest %lx\n", names[i], in->gpr[i], host->gpr[i], guest->gpr[i]);
+    for (unsigned i = 0; i < 16; i++) printf("%s %lx%s", names[i], in->gpr[i], i == 15 ? "\n" : " ");
     for (unsigned i = 0; i < DATA_BYTES; i += 16) show_vector("mem", i, in->mem + i, host->mem + i, guest->mem + i, 16);
     show_vector("fpctl", 0, in->fp, host->fp, guest->fp, 5);
     show_vector("mxcsr", 0, in->fp + 24, host->fp + 24, guest->fp + 24, 4);
@@ -159,8 +160,8 @@ static void add(Totals *t, const Form *f, const Result *r) {
     t->runs += r->runs;
     t->native += r->native;
     t->integer += !r->native;
-    t->long_native += !f->compat && r->native;
-    t->long_integer += !f->compat && !r->native;
+    t->long_native += f->bits == 64 && r->native;
+    t->long_integer += f->bits == 64 && !r->native;
     t->failed += r->failures != 0;
     t->undefined += r->undefined_differ != 0;
     if (r->undefined_differ && verbose) printf("undefined flags differ: %s\n", f->name);
@@ -169,8 +170,7 @@ static void add(Totals *t, const Form *f, const Result *r) {
 int main(int argc, char **argv) {
     options(argc, argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    forms_enumerate(false);
-    forms_enumerate(true);
+    for (unsigned bits = 64; bits >= 16; bits /= 2) forms_enumerate(bits);
     host_init();
     guest_init();
     Totals t = {0};
