@@ -34,7 +34,8 @@ static u64 target_linear(unsigned bytes) {
 /* As an address of that code size: 16-bit code has offsets, sometimes beyond the limit. */
 static u64 target_address(const Form *f, unsigned bytes) {
     if (f->bits != 16) return target_linear(bytes);
-    bool in_parts = f->zi.mnemonic == ZYDIS_MNEMONIC_FLDENV || bytes > 32; /* limits are checked piecewise */
+    bool in_parts =
+        f->zi.mnemonic == ZYDIS_MNEMONIC_FLDENV || bytes == 10 || bytes > 32; /* limits are checked piecewise */
     return !in_parts && chance(4) ? DATA16_LIMIT - 16 + below(32) : target_linear(bytes) - DATA_VA;
 }
 
