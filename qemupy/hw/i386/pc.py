@@ -21,7 +21,7 @@ from qemupy.hw.display.vga import VgaCore
 from qemupy.hw.display.vga_pci import VgaPci
 from qemupy.hw.i386 import firmware, kernel_boot, pc_fw_cfg, pc_isa
 from qemupy.hw.i386.pc_devices import add_device
-from qemupy.hw.i386.pc_drives import IdeDrives
+from qemupy.hw.i386.pc_drives import Floppies, IdeDrives
 from qemupy.hw.i386.pc_isa import FROM_PCI, FROM_SCI, SHARED, Interrupts
 from qemupy.hw.i386.pc_memory import PcMemory
 from qemupy.hw.isa.system_ports import ApmControl
@@ -64,6 +64,7 @@ class Pc:
         self.has_parallel = pc_isa.add_parallel_port(vm, self.irqs)
         self._add_vga()
         self._add_ide()
+        self.floppies = Floppies(vm, self.irqs, self.dma)
         self._add_power_management()
         self._add_fw_cfg()
         self._fill_cmos()
@@ -149,7 +150,7 @@ class Pc:
             below_4g=self.memory.split.below_4g,
             serials=tuple(pc_isa.SERIAL_PORTS[n] for n, backend in enumerate(self.vm.serials[:4]) if backend),
             parallels=(pc_isa.PARALLEL_PORT,) if self.has_parallel else (),
-            floppy=False,
+            floppy=self.floppies.present,
             hpet=self.has_hpet,
         )
 
@@ -157,7 +158,7 @@ class Pc:
         rtc, split, boot = self.rtc, self.memory.split, self.vm.config.boot
         cmos_layout.set_memory(rtc, split.below_4g, split.above_4g)
         cmos_layout.set_cpus(rtc, self.vm.config.smp)
-        cmos_layout.set_floppies(rtc, cmos_layout.FLOPPY_NONE, cmos_layout.FLOPPY_NONE)
+        cmos_layout.set_floppies(rtc, *self.floppies.cmos_types())
         cmos_layout.set_disks(rtc, self.ide.geometries())
         order = boot.get("order", "cad")
         if "once" in boot:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from qemupy.backends.block.base import BlockBackend
 from qemupy.config import DriveConfig
 from qemupy.errors import ConfigError
+from qemupy.hw.block import floppy_media
 from qemupy.hw.block.ata_disk import AtaDisk, guess_geometry
 from qemupy.hw.block.atapi import AtapiDrive
+from qemupy.hw.block.fdc import Fdc, IsaDma
 from qemupy.hw.block.ide import IdeChannel
 from qemupy.hw.block.piix_ide import PiixIde
 from qemupy.hw.core import registry
@@ -92,3 +95,33 @@ class IdeDrives:
                 translation = 0 if cylinders <= 1024 else 1 if large or cylinders * heads > 16 * 1024 else 2
                 found.append(DiskGeometry(cylinders, heads, sectors, translation))
         return found
+
+
+class Floppies:
+    """The floppy controller with the drives of `-drive if=floppy`, -fda and -fdb; none without any."""
+
+    def __init__(self, vm: Vm, irqs: Interrupts, dma: IsaDma) -> None:
+        self.media: list[BlockBackend | None] = [None, None]
+        for config in vm.config.drives:
+            if config.interface == "floppy" and config.index < 2:
+                self.media[config.index] = vm.drives[config.id]
+                vm.drives[config.id].attached_to = f"/machine/unattached/device[floppy.{config.index}]"
+        self.present = any(medium is not None for medium in self.media)
+        if not self.present:
+            return
+        controller = Fdc(irq=irqs.isa(6), dma=dma, media=self.media)
+        vm.add("fdc", controller)
+        vm.ports.map(0x3F1, controller.bank(), 5, offset=1, name="fdc")
+        vm.ports.map(0x3F7, controller.bank(), 1, offset=7, name="fdc")
+
+    def cmos_types(self) -> tuple[int, int]:
+        """An empty drive is one for 2.88 MB, which reads all formats."""
+        first, second = (
+            floppy_media.CMOS_NONE
+            if medium is None
+            else floppy_media.geometry(medium.length).cmos
+            if medium.inserted
+            else floppy_media.CMOS_2880K
+            for medium in self.media
+        )
+        return first, second
