@@ -86,7 +86,8 @@ def add_chips(vm: Vm, irqs: Interrupts, has_hpet: bool) -> Rtc:
         vm.memory_root.add(MemoryRegion.mmio("hpet", 0x400, hpet.bank()), HPET_BASE)
         rtc_line = hpet.rtc_input()
     start = start_time(vm.config.rtc.get("base", "utc"), time.time_ns(), _utc_offset())
-    rtc = Rtc(clock=clock, irq=rtc_line, start_ns=start)
+    clocks = {"host": vm.loop.host, "rt": vm.loop.realtime, "vm": clock}
+    rtc = Rtc(clock=clocks[vm.config.rtc.get("clock", "host")], irq=rtc_line, start_ns=start)
     vm.add("rtc", rtc)
     vm.ports.map(0x70, rtc.bank(), 2, name="rtc")
     return rtc
