@@ -41,7 +41,8 @@ static u32 segment_mode(Cpu *c, bool protected_mode) {
     bool flat = true;
     for (unsigned i = 0; i < 6; i++) {
         c->ea_base[i] = c->seg[i].base;
-        if (i < SEG_FS && (!is_flat(&c->seg[i]) || !(c->seg_rok >> i & 1))) flat = false;
+        u32 ok = i == SEG_CS ? c->seg_rok : c->seg_wok; /* flat handlers check neither limit nor rights */
+        if (i < SEG_FS && (!is_flat(&c->seg[i]) || !(ok >> i & 1))) flat = false;
     }
     return (flat ? MODE_FLAT : 0) | (c->seg[SEG_CS].rights & SR_DB ? MODE_CS32 : 0) |
            (c->seg[SEG_SS].rights & SR_DB ? MODE_SS32 : 0);

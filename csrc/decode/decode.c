@@ -54,18 +54,25 @@ static u8 pack_reg(ZydisRegister r) {
 
 static u8 pack_segment(ZydisRegister r) { return r == ZYDIS_REGISTER_NONE ? SEG_DS : (u8)(r - ZYDIS_REGISTER_ES); }
 
-static void pack_mem(Insn *in, const ZydisDecodedOperand *op) {
+/* SIB base 101 without a mod is "no base, disp32" whatever REX.B says; Zydis 4.0 forgets that for 32-bit addresses. */
+static bool sib_without_base(const ZydisDecodedInstruction *zi) {
+    return zi->address_width == 32 && zi->raw.sib.offset && zi->raw.modrm.mod == 0 && zi->raw.sib.base == 5;
+}
+
+static void pack_mem(Insn *in, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op) {
     in->seg = pack_segment(op->mem.segment);
     if (op->encoding == ZYDIS_OPERAND_ENCODING_NONE) return; /* implied: string operand, stack, XLAT */
     in->flags |= INF_MEM;
     if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
         in->base = pack_reg(op->mem.base);
-        if (op->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
-            in->imm8b = (u8)ZydisRegisterGetId(op->mem.index);
-        else
-            in->index = pack_reg(op->mem.index);
+        if (op->mem.type == ZYDIS_MEMOP_TYPE_VSIB) in->imm8b = (u8)ZydisRegisterGetId(op->mem.index);
+        else in->index = pack_reg(op->mem.index);
         in->scale = op->mem.scale ? (u8)__builtin_ctz(op->mem.scale) : 0;
         in->disp = (i32)op->mem.disp.value;
+        if (sib_without_base(zi)) {
+            in->base = ROFF(R_ZERO);
+            in->disp = (i32)zi->raw.disp.value;
+        }
     } else {
         in->imm = (u64)op->mem.disp.value; /* moffs; Zydis extends the sign */
         if (in->asz != 8) in->imm &= in->asz == 4 ? 0xffffffffu : 0xffffu;
@@ -73,28 +80,24 @@ static void pack_mem(Insn *in, const ZydisDecodedOperand *op) {
 }
 
 static void pack_imm(Insn *in, const ZydisDecodedOperand *op) {
-    if (!(in->flags & INF_IMM))
-        in->imm = op->imm.value.u;
-    else if (in->op == ZYDIS_MNEMONIC_ENTER)
-        in->imm |= op->imm.value.u << 16;
-    else
-        in->imm8b = (u8)op->imm.value.u;
+    if (!(in->flags & INF_IMM)) in->imm = op->imm.value.u;
+    else if (in->op == ZYDIS_MNEMONIC_ENTER) in->imm |= op->imm.value.u << 16;
+    else in->imm8b = (u8)op->imm.value.u;
     in->flags |= INF_IMM;
 }
 
 /* Places an implied register (accumulator, CL, DX): rm if no operand took that yet, else reg. */
 static void pack_implied(Insn *in, u8 r, bool *have_rm) {
-    if (!*have_rm)
-        in->rm = r;
-    else if (!(in->flags & INF_HASREG))
-        in->reg = r;
+    if (!*have_rm) in->rm = r;
+    else if (!(in->flags & INF_HASREG)) in->reg = r;
     *have_rm = true;
 }
 
-static void pack_operand(Insn *in, const ZydisDecodedOperand *op, unsigned pos, bool *have_rm) {
+static void pack_operand(Insn *in, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op, unsigned pos,
+                         bool *have_rm) {
     switch (op->type) {
     case ZYDIS_OPERAND_TYPE_MEMORY:
-        pack_mem(in, op);
+        pack_mem(in, zi, op);
         *have_rm = true;
         return;
     case ZYDIS_OPERAND_TYPE_IMMEDIATE: pack_imm(in, op); return;
@@ -186,7 +189,7 @@ static void pack(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *o
     for (unsigned i = 0; i < zi->operand_count; i++) {
         const ZydisDecodedOperand *op = &ops[i];
         if (op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN) {
-            pack_operand(in, op, i, &have_rm);
+            pack_operand(in, zi, op, i, &have_rm);
             seg_known |= op->type == ZYDIS_OPERAND_TYPE_MEMORY;
         } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && !seg_known && !string_destination(zi, op)) {
             in->seg = pack_segment(op->mem.segment); /* the overridable operand of MOVS, LODS, XLAT, ... */

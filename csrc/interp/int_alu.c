@@ -46,44 +46,24 @@
         c->cc = cc_from_ax(ax);                                                                                        \
     }
 
-#define DEF_MEM_DST(name, bits, form, addr, kind, src)                                                                 \
-    static void op_##name##_##form##bits(Cpu *c, const Insn *in) {                                                     \
-        Rmw m;                                                                                                         \
-        u##bits *p = rmw_##addr(c, &m, in, bits / 8);                                                                  \
-        name##_##kind##bits(c, p, src);                                                                                \
-        rmw_end(c, &m);                                                                                                \
-    }
 #define DEF_REG_DST(name, bits, form, src)                                                                             \
     static void op_##name##_##form##bits(Cpu *c, const Insn *in) {                                                     \
         u##bits s = src;                                                                                               \
         set##bits(c, in->rm, name##_r##bits(c, get##bits(c, in->rm), s));                                              \
     }
-#define DEF_REG_MEM(name, bits, form, addr)                                                                            \
-    static void op_##name##_##form##bits(Cpu *c, const Insn *in) {                                                     \
-        u##bits s = ld##bits##_##addr(c, in);                                                                          \
-        set##bits(c, in->reg, name##_r##bits(c, get##bits(c, in->reg), s));                                            \
-    }
 #define DEF_ALL_FORMS(name, bits)                                                                                      \
     DEF_REG_DST(name, bits, rr, get##bits(c, in->reg))                                                                 \
     DEF_REG_DST(name, bits, ri, (u##bits)in->imm)                                                                      \
-    DEF_REG_MEM(name, bits, rmg, G)                                                                                    \
-    DEF_REG_MEM(name, bits, rmb, B)                                                                                    \
-    DEF_REG_MEM(name, bits, rmx, X)                                                                                    \
-    DEF_MEM_DST(name, bits, mrg, G, m, get##bits(c, in->reg))                                                          \
-    DEF_MEM_DST(name, bits, mrb, B, m, get##bits(c, in->reg))                                                          \
-    DEF_MEM_DST(name, bits, mrx, X, m, get##bits(c, in->reg))                                                          \
-    DEF_MEM_DST(name, bits, mig, G, m, (u##bits)in->imm)                                                               \
-    DEF_MEM_DST(name, bits, mib, B, m, (u##bits)in->imm)                                                               \
-    DEF_MEM_DST(name, bits, mix, X, m, (u##bits)in->imm)                                                               \
-    DEF_MEM_DST(name, bits, lmr, G, l, get##bits(c, in->reg))                                                          \
-    DEF_MEM_DST(name, bits, lmi, G, l, (u##bits)in->imm)
+    DEF_LOADS(op_##name##_rm, bits, bits, set##bits(c, in->reg, name##_r##bits(c, get##bits(c, in->reg), s));)         \
+    DEF_RMWS(op_##name##_mr, bits, name##_m##bits(c, p, get##bits(c, in->reg));)                                       \
+    DEF_RMWS(op_##name##_mi, bits, name##_m##bits(c, p, (u##bits)in->imm);)                                            \
+    DEF_RMW_G(op_##name##_lmr##bits, bits, name##_l##bits(c, p, get##bits(c, in->reg));)                               \
+    DEF_RMW_G(op_##name##_lmi##bits, bits, name##_l##bits(c, p, (u##bits)in->imm);)
 #define DEF_ALU(name, host, bits) host(name, bits) DEF_ALL_FORMS(name, bits)
 #define FORM_TABLE(name)                                                                                               \
     static const OpFn name##_table[F_COUNT][4] = {                                                                     \
-        SIZES(op_##name##_rr),  SIZES(op_##name##_ri),  SIZES(op_##name##_rmg), SIZES(op_##name##_rmb),                \
-        SIZES(op_##name##_rmx), SIZES(op_##name##_mrg), SIZES(op_##name##_mrb), SIZES(op_##name##_mrx),                \
-        SIZES(op_##name##_mig), SIZES(op_##name##_mib), SIZES(op_##name##_mix), SIZES(op_##name##_lmr),                \
-        SIZES(op_##name##_lmi)};
+        SIZES(op_##name##_rr),     SIZES(op_##name##_ri),  ADDR_ROWS(op_##name##_rm), ADDR_ROWS(op_##name##_mr),       \
+        ADDR_ROWS(op_##name##_mi), SIZES(op_##name##_lmr), SIZES(op_##name##_lmi)};
 #define DEF_ALU_ALL(name, host) FOR_SIZES(DEF_ALU, name, host) FORM_TABLE(name)
 
 DEF_ALU_ALL(add, DEF_PLAIN)
@@ -110,20 +90,13 @@ DEF_ALU_ALL(xor, DEF_PLAIN)
     DEF_FLAGS_ONLY(name, bits)                                                                                         \
     DEF_FLAGS_FORM(name, bits, rr, get##bits(c, in->rm), get##bits(c, in->reg))                                        \
     DEF_FLAGS_FORM(name, bits, ri, get##bits(c, in->rm), (u##bits)in->imm)                                             \
-    DEF_FLAGS_FORM(name, bits, rmg, get##bits(c, in->reg), ld##bits##_G(c, in))                                        \
-    DEF_FLAGS_FORM(name, bits, rmb, get##bits(c, in->reg), ld##bits##_B(c, in))                                        \
-    DEF_FLAGS_FORM(name, bits, rmx, get##bits(c, in->reg), ld##bits##_X(c, in))                                        \
-    DEF_FLAGS_FORM(name, bits, mrg, ld##bits##_G(c, in), get##bits(c, in->reg))                                        \
-    DEF_FLAGS_FORM(name, bits, mrb, ld##bits##_B(c, in), get##bits(c, in->reg))                                        \
-    DEF_FLAGS_FORM(name, bits, mrx, ld##bits##_X(c, in), get##bits(c, in->reg))                                        \
-    DEF_FLAGS_FORM(name, bits, mig, ld##bits##_G(c, in), (u##bits)in->imm)                                             \
-    DEF_FLAGS_FORM(name, bits, mib, ld##bits##_B(c, in), (u##bits)in->imm)                                             \
-    DEF_FLAGS_FORM(name, bits, mix, ld##bits##_X(c, in), (u##bits)in->imm)
+    DEF_LOADS(op_##name##_rm, bits, bits, name##_f##bits(c, get##bits(c, in->reg), s);)                                \
+    DEF_LOADS(op_##name##_mr, bits, bits, name##_f##bits(c, s, get##bits(c, in->reg));)                                \
+    DEF_LOADS(op_##name##_mi, bits, bits, name##_f##bits(c, s, (u##bits)in->imm);)
 #define FLAGS_TABLE(name)                                                                                              \
-    static const OpFn name##_table[F_COUNT][4] = {                                                                     \
-        SIZES(op_##name##_rr),  SIZES(op_##name##_ri),  SIZES(op_##name##_rmg), SIZES(op_##name##_rmb),                \
-        SIZES(op_##name##_rmx), SIZES(op_##name##_mrg), SIZES(op_##name##_mrb), SIZES(op_##name##_mrx),                \
-        SIZES(op_##name##_mig), SIZES(op_##name##_mib), SIZES(op_##name##_mix)};
+    static const OpFn name##_table[F_COUNT][4] = {SIZES(op_##name##_rr), SIZES(op_##name##_ri),                        \
+                                                  ADDR_ROWS(op_##name##_rm), ADDR_ROWS(op_##name##_mr),                \
+                                                  ADDR_ROWS(op_##name##_mi)};
 FOR_SIZES(DEF_FLAGS_FORMS, cmp)
 FOR_SIZES(DEF_FLAGS_FORMS, test)
 FLAGS_TABLE(cmp)

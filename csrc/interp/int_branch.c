@@ -16,10 +16,14 @@ INLINE u64 truncate(u64 v, unsigned n) { return n == 8 ? v : n == 4 ? (u32)v : (
 
 INLINE u64 relative_target(Cpu *c, const Insn *in) { return truncate(c->r[R_RIP] + in->imm, in->osz); }
 
-/* Relative branches of flat code cannot leave it; W is 64-bit code, G has limits. */
+/* Relative branches of flat code cannot leave it; W is 64-bit code, F flat 32-bit code, G has limits. */
 #define DEF_JCC(cond)                                                                                                  \
     static void op_j##cond##_w(Cpu *c, const Insn *in) {                                                               \
         u64 rip = c->r[R_RIP], target = rip + in->imm;                                                                 \
+        c->r[R_RIP] = cond_##cond(c->cc) ? target : rip;                                                               \
+    }                                                                                                                  \
+    static void op_j##cond##_f(Cpu *c, const Insn *in) {                                                               \
+        u64 rip = c->r[R_RIP], target = (u32)(rip + in->imm);                                                          \
         c->r[R_RIP] = cond_##cond(c->cc) ? target : rip;                                                               \
     }                                                                                                                  \
     static void op_j##cond##_g(Cpu *c, const Insn *in) {                                                               \
@@ -29,10 +33,12 @@ INLINE u64 relative_target(Cpu *c, const Insn *in) { return truncate(c->r[R_RIP]
         c->r[R_RIP] = target;                                                                                          \
     }
 FOR_CONDS(DEF_JCC)
-#define JCC_ROW(cond) {op_j##cond##_g, op_j##cond##_w},
-static const OpFn jcc_table[16][2] = {FOR_CONDS(JCC_ROW)};
+enum { CODE_G, CODE_F, CODE_W, CODE_KINDS };
+#define JCC_ROW(cond) {op_j##cond##_g, op_j##cond##_f, op_j##cond##_w},
+static const OpFn jcc_table[16][CODE_KINDS] = {FOR_CONDS(JCC_ROW)};
 
 static void op_jmp_rel_w(Cpu *c, const Insn *in) { c->r[R_RIP] += in->imm; }
+static void op_jmp_rel_f(Cpu *c, const Insn *in) { c->r[R_RIP] = (u32)(c->r[R_RIP] + in->imm); }
 static void op_jmp_rel_g(Cpu *c, const Insn *in) {
     u64 target = relative_target(c, in);
     check_target(c, target);
@@ -48,6 +54,11 @@ static void op_call_rel_w(Cpu *c, const Insn *in) {
     u64 rip = c->r[R_RIP];
     push64(c, rip);
     c->r[R_RIP] = rip + in->imm;
+}
+static void op_call_rel_f(Cpu *c, const Insn *in) {
+    u32 rip = (u32)c->r[R_RIP];
+    push32(c, rip);
+    c->r[R_RIP] = (u32)(rip + in->imm);
 }
 static void op_call_rel_g(Cpu *c, const Insn *in) {
     u64 target = relative_target(c, in);
@@ -67,6 +78,11 @@ static void op_ret_w(Cpu *c, const Insn *in) {
     if (unlikely((u64)((i64)(target << 16) >> 16) != target)) check_target(c, target);
     c->r[R_RIP] = target;
     c->r[R_RSP] = sp + 8;
+}
+static void op_ret_f(Cpu *c, const Insn *in) {
+    u32 sp = (u32)c->r[R_RSP];
+    c->r[R_RIP] = ldl32(c, SEG_SS, sp);
+    c->r[R_RSP] = sp + 4;
 }
 static void op_ret_g(Cpu *c, const Insn *in) {
     u64 target = stack_read(c, in, 0, in->osz);
@@ -93,9 +109,26 @@ static void op_jcxz(Cpu *c, const Insn *in) {
     if (!count_reg(c, in)) op_jmp_rel_g(c, in);
 }
 
-static OpFn resolve_direct(const Insn *in, u32 mode, OpFn indirect, OpFn general, OpFn wide) {
-    if (!(in->flags & INF_IMM)) return indirect;
-    return mode & MODE_CS64 ? wide : general;
+static unsigned code_kind(const Insn *in, u32 mode) {
+    if (mode & MODE_CS64) return CODE_W;
+    return mode & MODE_FLAT && in->osz == 4 ? CODE_F : CODE_G;
+}
+
+static OpFn resolve_jmp(const Insn *in, u32 mode) {
+    static const OpFn relative[CODE_KINDS] = {op_jmp_rel_g, op_jmp_rel_f, op_jmp_rel_w};
+    return in->flags & INF_IMM ? relative[code_kind(in, mode)] : op_jmp_ind;
+}
+
+static OpFn resolve_call(const Insn *in, u32 mode) {
+    if (!(in->flags & INF_IMM)) return op_call_ind;
+    if (mode & MODE_CS64) return op_call_rel_w;
+    return stack_flat32(in, mode) ? op_call_rel_f : op_call_rel_g;
+}
+
+static OpFn resolve_ret(const Insn *in, u32 mode) {
+    if (in->flags & INF_IMM) return op_ret_g;
+    if (mode & MODE_CS64) return op_ret_w;
+    return stack_flat32(in, mode) ? op_ret_f : op_ret_g;
 }
 
 static bool far_form(const Insn *in) {
@@ -113,13 +146,13 @@ static bool far_form(const Insn *in) {
 static OpFn resolve(const Insn *in, u32 mode) {
     if (far_form(in)) return NULL;
     if (in->map == 0 && in->opcode >= 0x70 && in->opcode <= 0x7f)
-        return jcc_table[in->opcode & 15][!!(mode & MODE_CS64)];
+        return jcc_table[in->opcode & 15][code_kind(in, mode)];
     if (in->map == 1 && in->opcode >= 0x80 && in->opcode <= 0x8f && !(in->flags & INF_VEX))
-        return jcc_table[in->opcode & 15][!!(mode & MODE_CS64)];
+        return jcc_table[in->opcode & 15][code_kind(in, mode)];
     switch (in->op) {
-    case ZYDIS_MNEMONIC_JMP: return resolve_direct(in, mode, op_jmp_ind, op_jmp_rel_g, op_jmp_rel_w);
-    case ZYDIS_MNEMONIC_CALL: return resolve_direct(in, mode, op_call_ind, op_call_rel_g, op_call_rel_w);
-    case ZYDIS_MNEMONIC_RET: return mode & MODE_CS64 && !(in->flags & INF_IMM) ? op_ret_w : op_ret_g;
+    case ZYDIS_MNEMONIC_JMP: return resolve_jmp(in, mode);
+    case ZYDIS_MNEMONIC_CALL: return resolve_call(in, mode);
+    case ZYDIS_MNEMONIC_RET: return resolve_ret(in, mode);
     case ZYDIS_MNEMONIC_LOOP: return op_loop;
     case ZYDIS_MNEMONIC_LOOPE: return op_loope;
     case ZYDIS_MNEMONIC_LOOPNE: return op_loopne;

@@ -4,15 +4,9 @@
 #define DEF_MOV(bits)                                                                                                  \
     static void op_mov_rr##bits(Cpu *c, const Insn *in) { set##bits(c, in->rm, get##bits(c, in->reg)); }               \
     static void op_mov_ri##bits(Cpu *c, const Insn *in) { set##bits(c, in->rm, (u##bits)in->imm); }                    \
-    static void op_mov_rmg##bits(Cpu *c, const Insn *in) { set##bits(c, in->reg, ld##bits##_G(c, in)); }               \
-    static void op_mov_rmb##bits(Cpu *c, const Insn *in) { set##bits(c, in->reg, ld##bits##_B(c, in)); }               \
-    static void op_mov_rmx##bits(Cpu *c, const Insn *in) { set##bits(c, in->reg, ld##bits##_X(c, in)); }               \
-    static void op_mov_mrg##bits(Cpu *c, const Insn *in) { st##bits##_G(c, in, get##bits(c, in->reg)); }               \
-    static void op_mov_mrb##bits(Cpu *c, const Insn *in) { st##bits##_B(c, in, get##bits(c, in->reg)); }               \
-    static void op_mov_mrx##bits(Cpu *c, const Insn *in) { st##bits##_X(c, in, get##bits(c, in->reg)); }               \
-    static void op_mov_mig##bits(Cpu *c, const Insn *in) { st##bits##_G(c, in, (u##bits)in->imm); }                    \
-    static void op_mov_mib##bits(Cpu *c, const Insn *in) { st##bits##_B(c, in, (u##bits)in->imm); }                    \
-    static void op_mov_mix##bits(Cpu *c, const Insn *in) { st##bits##_X(c, in, (u##bits)in->imm); }                    \
+    DEF_LOADS(op_mov_rm, bits, bits, set##bits(c, in->reg, s);)                                                        \
+    DEF_STORES(op_mov_mr, bits, get##bits(c, in->reg))                                                                 \
+    DEF_STORES(op_mov_mi, bits, (u##bits)in->imm)                                                                      \
     /* accumulator <-> absolute address: A0-A3 carry up to 64 bits of it */                                            \
     static void op_mov_load_abs##bits(Cpu *c, const Insn *in) {                                                        \
         set##bits(c, ROFF(R_RAX), ld##bits(c, in->seg, in->imm));                                                      \
@@ -24,9 +18,8 @@ DEF_MOV(8)
 DEF_MOV(16)
 DEF_MOV(32)
 DEF_MOV(64)
-static const OpFn mov_table[F_COUNT][4] = {SIZES(op_mov_rr),  SIZES(op_mov_ri),  SIZES(op_mov_rmg), SIZES(op_mov_rmb),
-                                           SIZES(op_mov_rmx), SIZES(op_mov_mrg), SIZES(op_mov_mrb), SIZES(op_mov_mrx),
-                                           SIZES(op_mov_mig), SIZES(op_mov_mib), SIZES(op_mov_mix)};
+static const OpFn mov_table[F_COUNT][4] = {SIZES(op_mov_rr), SIZES(op_mov_ri), ADDR_ROWS(op_mov_rm),
+                                           ADDR_ROWS(op_mov_mr), ADDR_ROWS(op_mov_mi)};
 static const OpFn load_abs_table[4] = SIZES(op_mov_load_abs);
 static const OpFn store_abs_table[4] = SIZES(op_mov_store_abs);
 
@@ -44,15 +37,7 @@ static OpFn resolve_mov(Insn *in, u32 mode) {
     static void op_##name##_r##from##_##to(Cpu *c, const Insn *in) {                                                   \
         set##to(c, in->reg, (u##to)(sign##to)(sign##from)get##from(c, in->rm));                                        \
     }                                                                                                                  \
-    static void op_##name##_g##from##_##to(Cpu *c, const Insn *in) {                                                   \
-        set##to(c, in->reg, (u##to)(sign##to)(sign##from)ld##from##_G(c, in));                                         \
-    }                                                                                                                  \
-    static void op_##name##_b##from##_##to(Cpu *c, const Insn *in) {                                                   \
-        set##to(c, in->reg, (u##to)(sign##to)(sign##from)ld##from##_B(c, in));                                         \
-    }                                                                                                                  \
-    static void op_##name##_x##from##_##to(Cpu *c, const Insn *in) {                                                   \
-        set##to(c, in->reg, (u##to)(sign##to)(sign##from)ld##from##_X(c, in));                                         \
-    }
+    DEF_LOADS(op_##name##_, from##_##to, from, set##to(c, in->reg, (u##to)(sign##to)(sign##from)s);)
 #define DEF_WIDEN_ALL(name, sign)                                                                                      \
     DEF_WIDEN(name, sign, 8, 16)                                                                                       \
     DEF_WIDEN(name, sign, 8, 32)                                                                                       \
@@ -68,14 +53,16 @@ DEF_WIDEN(movsxd, i, 32, 64)
 #define WIDEN_ROW(name, form, from)                                                                                    \
     { NULL, op_##name##_##form##from##_16, op_##name##_##form##from##_32, op_##name##_##form##from##_64 }
 #define WIDEN_TABLE(name, from)                                                                                        \
-    { WIDEN_ROW(name, r, from), WIDEN_ROW(name, g, from), WIDEN_ROW(name, b, from), WIDEN_ROW(name, x, from) }
-static const OpFn movzx_table[2][4][4] = {WIDEN_TABLE(movzx, 8), WIDEN_TABLE(movzx, 16)};
-static const OpFn movsx_table[2][4][4] = {WIDEN_TABLE(movsx, 8), WIDEN_TABLE(movsx, 16)};
+    {                                                                                                                  \
+        WIDEN_ROW(name, r, from), WIDEN_ROW(name, g, from), WIDEN_ROW(name, b, from), WIDEN_ROW(name, x, from),        \
+            WIDEN_ROW(name, f, from)                                                                                   \
+    }
+static const OpFn movzx_table[2][S_COUNT][4] = {WIDEN_TABLE(movzx, 8), WIDEN_TABLE(movzx, 16)};
+static const OpFn movsx_table[2][S_COUNT][4] = {WIDEN_TABLE(movsx, 8), WIDEN_TABLE(movsx, 16)};
 #define MOVSXD_ROW(form)                                                                                               \
     { NULL, op_movsxd_##form##16_16, op_movsxd_##form##32_32, op_movsxd_##form##32_64 }
-static const OpFn movsxd_table[4][4] = {MOVSXD_ROW(r), MOVSXD_ROW(g), MOVSXD_ROW(b), MOVSXD_ROW(x)};
-
-static unsigned source_form(const Insn *in, u32 mode) { return in->flags & INF_MEM ? 1 + addr_form(in, mode) : 0; }
+static const OpFn movsxd_table[S_COUNT][4] = {MOVSXD_ROW(r), MOVSXD_ROW(g), MOVSXD_ROW(b), MOVSXD_ROW(x),
+                                              MOVSXD_ROW(f)};
 
 #define DEF_LEA(bits)                                                                                                  \
     static void op_lea##bits(Cpu *c, const Insn *in) { set##bits(c, in->reg, (u##bits)insn_ea(c, in)); }
@@ -83,11 +70,13 @@ DEF_LEA(16)
 DEF_LEA(32)
 DEF_LEA(64)
 static const OpFn lea_table[4] = SIZES_16UP(op_lea);
-static void op_lea64_b(Cpu *c, const Insn *in) { REG64(c, in->reg) = ea_b(c, in); }
-static void op_lea64_x(Cpu *c, const Insn *in) { REG64(c, in->reg) = ea_x(c, in); }
+static void op_lea64_b(Cpu *c, const Insn *in) { REG64(c, in->reg) = lin_B(c, in); }
+static void op_lea64_x(Cpu *c, const Insn *in) { REG64(c, in->reg) = lin_X(c, in); }
+static void op_lea32_x(Cpu *c, const Insn *in) { REG64(c, in->reg) = lin_F(c, in); }
 
 static OpFn resolve_lea(const Insn *in) {
     if (in->osz == 8 && in->asz == 8) return in->index == ROFF(R_ZERO) ? op_lea64_b : op_lea64_x;
+    if (in->osz == 4 && in->asz >= 4) return op_lea32_x;
     return lea_table[size_index(in->osz)];
 }
 
@@ -98,7 +87,7 @@ static OpFn resolve_lea(const Insn *in) {
         set##bits(c, in->reg, cond_##cond(c->cc) ? s : d);                                                             \
     }                                                                                                                  \
     static void op_cmov_##cond##_m##bits(Cpu *c, const Insn *in) {                                                     \
-        u##bits s = ld##bits##_G(c, in), d = get##bits(c, in->reg);                                                    \
+        u##bits s = ld##bits(c, in->seg, insn_ea(c, in)), d = get##bits(c, in->reg);                                   \
         set##bits(c, in->reg, cond_##cond(c->cc) ? s : d);                                                             \
     }
 #define DEF_CMOV(cond) DEF_CMOV_SIZE(cond, 16) DEF_CMOV_SIZE(cond, 32) DEF_CMOV_SIZE(cond, 64)
@@ -108,7 +97,7 @@ static const OpFn cmov_table[16][2][4] = {FOR_CONDS(CMOV_ROW)};
 
 #define DEF_SET(cond)                                                                                                  \
     static void op_set_##cond##_r(Cpu *c, const Insn *in) { REG8(c, in->rm) = cond_##cond(c->cc); }                    \
-    static void op_set_##cond##_m(Cpu *c, const Insn *in) { st8_G(c, in, cond_##cond(c->cc)); }
+    static void op_set_##cond##_m(Cpu *c, const Insn *in) { st8(c, in->seg, insn_ea(c, in), cond_##cond(c->cc)); }
 FOR_CONDS(DEF_SET)
 #define SET_ROW(cond) {op_set_##cond##_r, op_set_##cond##_m},
 static const OpFn set_table[16][2] = {FOR_CONDS(SET_ROW)};

@@ -45,17 +45,19 @@ static const OpFn mul_table[4] = SIZES(op_mul), imul_table[4] = SIZES(op_imul);
         c->cc = cc_from_ax(ax);                                                                                        \
         set##bits(c, dst, a);                                                                                          \
     }                                                                                                                  \
-    static void op_imul_rm##bits(Cpu *c, const Insn *in) {                                                             \
-        u##bits s = (u##bits)rm_read(c, in, bits / 8);                                                                 \
-        imul2_##bits(c, in->reg, get##bits(c, in->reg), s);                                                            \
+    static void op_imul_r##bits(Cpu *c, const Insn *in) {                                                              \
+        imul2_##bits(c, in->reg, get##bits(c, in->reg), get##bits(c, in->rm));                                         \
     }                                                                                                                  \
+    DEF_LOADS(op_imul_, bits, bits, imul2_##bits(c, in->reg, get##bits(c, in->reg), s);)                               \
     static void op_imul_rmi##bits(Cpu *c, const Insn *in) {                                                            \
         imul2_##bits(c, in->reg, (u##bits)rm_read(c, in, bits / 8), (u##bits)in->imm);                                 \
     }
 DEF_IMUL2(16)
 DEF_IMUL2(32)
 DEF_IMUL2(64)
-static const OpFn imul_rm_table[4] = SIZES_16UP(op_imul_rm), imul_rmi_table[4] = SIZES_16UP(op_imul_rmi);
+static const OpFn imul_rm_table[S_COUNT][4] = {SIZES_16UP(op_imul_r), SIZES_16UP(op_imul_g), SIZES_16UP(op_imul_b),
+                                               SIZES_16UP(op_imul_x), SIZES_16UP(op_imul_f)};
+static const OpFn imul_rmi_table[4] = SIZES_16UP(op_imul_rmi);
 
 /* Is the quotient of the signed division hi:lo / d too large? Decided on magnitudes. */
 static bool idiv64_overflows(u64 hi, u64 lo, u64 d) {
@@ -129,7 +131,7 @@ OpFn int_muldiv_resolve(Insn *in, u32 mode) {
     case ZYDIS_MNEMONIC_MUL: return mul_table[size];
     case ZYDIS_MNEMONIC_IMUL:
         if (!(in->flags & INF_HASREG)) return imul_table[size];
-        return (in->flags & INF_IMM ? imul_rmi_table : imul_rm_table)[size];
+        return in->flags & INF_IMM ? imul_rmi_table[size] : imul_rm_table[source_form(in, mode)][size];
     case ZYDIS_MNEMONIC_DIV: return div_table[size];
     case ZYDIS_MNEMONIC_IDIV: return idiv_table[size];
     case ZYDIS_MNEMONIC_MULX: return in->osz == 8 ? op_mulx64 : op_mulx32;

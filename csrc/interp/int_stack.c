@@ -10,6 +10,14 @@ static void op_pop_r64(Cpu *c, const Insn *in) {
     REG64(c, in->rm) = v; /* after the pointer: POP RSP loads what was on the stack */
 }
 
+static void op_push_r32(Cpu *c, const Insn *in) { push32(c, REG32(c, in->rm)); }
+static void op_push_i32(Cpu *c, const Insn *in) { push32(c, (u32)in->imm); }
+static void op_pop_r32(Cpu *c, const Insn *in) {
+    u32 sp = (u32)c->r[R_RSP], v = ldl32(c, SEG_SS, sp);
+    c->r[R_RSP] = sp + 4;
+    set32(c, in->rm, v);
+}
+
 static void op_push_r(Cpu *c, const Insn *in) { push_n(c, in, get_n(c, in->rm, in->osz), in->osz); }
 static void op_push_i(Cpu *c, const Insn *in) { push_n(c, in, in->imm, in->osz); }
 static void op_push_m(Cpu *c, const Insn *in) { push_n(c, in, rm_read(c, in, in->osz), in->osz); }
@@ -67,6 +75,11 @@ static void op_leave(Cpu *c, const Insn *in) {
     sp_set(c, in, bp + in->osz);
     set_n(c, ROFF(R_RBP), v, in->osz);
 }
+static void op_leave32(Cpu *c, const Insn *in) {
+    u32 bp = (u32)c->r[R_RBP], v = ldl32(c, SEG_SS, bp);
+    c->r[R_RSP] = bp + 4;
+    c->r[R_RBP] = v;
+}
 static void op_leave64(Cpu *c, const Insn *in) {
     u64 bp = c->r[R_RBP], v = ldl64(c, SEG_SS, bp);
     c->r[R_RSP] = bp + 8;
@@ -78,30 +91,32 @@ static bool segment_form(const Insn *in) { /* PUSH/POP ES CS SS DS FS GS */
     return in->opcode < 0x20;
 }
 
-static OpFn resolve_push(const Insn *in, bool wide) {
+static OpFn resolve_push(const Insn *in, bool wide, bool flat32) {
     if (segment_form(in)) return NULL;
+    if (flat32 && !(in->flags & INF_MEM)) return in->flags & INF_IMM ? op_push_i32 : op_push_r32;
     if (in->flags & INF_IMM) return wide ? op_push_i64 : op_push_i;
     if (in->flags & INF_MEM) return op_push_m;
     return wide ? op_push_r64 : op_push_r;
 }
 
-static OpFn resolve_pop(const Insn *in, bool wide) {
+static OpFn resolve_pop(const Insn *in, bool wide, bool flat32) {
     if (segment_form(in)) return NULL;
     if (in->flags & INF_MEM) return op_pop_m;
+    if (flat32) return op_pop_r32;
     return wide ? op_pop_r64 : op_pop_r;
 }
 
 OpFn int_stack_resolve(Insn *in, u32 mode) {
-    bool wide = in->ssz == 8 && in->osz == 8;
+    bool wide = in->ssz == 8 && in->osz == 8, flat32 = stack_flat32(in, mode);
     switch (in->op) {
-    case ZYDIS_MNEMONIC_PUSH: return resolve_push(in, wide);
-    case ZYDIS_MNEMONIC_POP: return resolve_pop(in, wide);
+    case ZYDIS_MNEMONIC_PUSH: return resolve_push(in, wide, flat32);
+    case ZYDIS_MNEMONIC_POP: return resolve_pop(in, wide, flat32);
     case ZYDIS_MNEMONIC_PUSHA:
     case ZYDIS_MNEMONIC_PUSHAD: return op_pusha;
     case ZYDIS_MNEMONIC_POPA:
     case ZYDIS_MNEMONIC_POPAD: return op_popa;
     case ZYDIS_MNEMONIC_ENTER: return op_enter;
-    case ZYDIS_MNEMONIC_LEAVE: return wide ? op_leave64 : op_leave;
+    case ZYDIS_MNEMONIC_LEAVE: return wide ? op_leave64 : flat32 ? op_leave32 : op_leave;
     default: return NULL;
     }
 }

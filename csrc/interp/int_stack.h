@@ -26,7 +26,15 @@ INLINE u64 pop_n(Cpu *c, const Insn *in, unsigned n) {
     return v;
 }
 
-/* 64-bit mode's stack is flat. */
+/* Flat stacks: 64-bit mode's, and a 32-bit one (F). */
+INLINE bool stack_flat32(const Insn *in, u32 mode) {
+    return (mode & (MODE_FLAT | MODE_CS64)) == MODE_FLAT && in->ssz == 4 && in->osz == 4;
+}
+INLINE void push32(Cpu *c, u32 v) {
+    u32 sp = (u32)c->r[R_RSP] - 4;
+    stl32(c, SEG_SS, sp, v);
+    c->r[R_RSP] = sp;
+}
 INLINE void push64(Cpu *c, u64 v) {
     u64 sp = c->r[R_RSP] - 8;
     stl64(c, SEG_SS, sp, v);

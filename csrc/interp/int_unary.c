@@ -21,26 +21,17 @@
     static void op_##name##_r##bits(Cpu *c, const Insn *in) {                                                          \
         set##bits(c, in->rm, name##_r##bits(c, get##bits(c, in->rm)));                                                 \
     }
-#define DEF_UNARY_MEM(name, bits, suffix, form, addr, lock)                                                            \
-    static void op_##name##_##form##bits(Cpu *c, const Insn *in) {                                                     \
-        Rmw m;                                                                                                         \
-        u##bits *p = rmw_##addr(c, &m, in, bits / 8);                                                                  \
-        UNARY_MEM(name, lock, suffix, p);                                                                              \
-        rmw_end(c, &m);                                                                                                \
-    }
 #define DEF_UNARY_SIZE(name, bits, suffix)                                                                             \
     DEF_UNARY_REG(name, bits)                                                                                          \
-    DEF_UNARY_MEM(name, bits, suffix, mg, G, "")                                                                       \
-    DEF_UNARY_MEM(name, bits, suffix, mb, B, "")                                                                       \
-    DEF_UNARY_MEM(name, bits, suffix, mx, X, "")                                                                       \
-    DEF_UNARY_MEM(name, bits, suffix, lm, G, "lock ")
+    DEF_RMWS(op_##name##_m, bits, UNARY_MEM(name, "", suffix, p);)                                                     \
+    DEF_RMW_G(op_##name##_lm##bits, bits, UNARY_MEM(name, "lock ", suffix, p);)
 #define DEF_UNARY(name)                                                                                                \
     DEF_UNARY_SIZE(name, 8, "b")                                                                                       \
     DEF_UNARY_SIZE(name, 16, "w")                                                                                      \
     DEF_UNARY_SIZE(name, 32, "l")                                                                                      \
     DEF_UNARY_SIZE(name, 64, "q")                                                                                      \
-    static const OpFn name##_table[U_COUNT][4] = {SIZES(op_##name##_r), SIZES(op_##name##_mg), SIZES(op_##name##_mb),  \
-                                                  SIZES(op_##name##_mx), SIZES(op_##name##_lm)};
+    static const OpFn name##_table[U_COUNT][4] = {SIZES(op_##name##_r), ADDR_ROWS(op_##name##_m),                      \
+                                                  SIZES(op_##name##_lm)};
 DEF_UNARY(inc)
 DEF_UNARY(dec)
 DEF_UNARY(neg)
@@ -48,24 +39,13 @@ DEF_UNARY(neg)
 /* NOT changes no flag. */
 #define DEF_NOT(bits, suffix)                                                                                          \
     static void op_not_r##bits(Cpu *c, const Insn *in) { set##bits(c, in->rm, (u##bits) ~get##bits(c, in->rm)); }      \
-    static void op_not_mg##bits(Cpu *c, const Insn *in) {                                                              \
-        Rmw m;                                                                                                         \
-        u##bits *p = rmw_G(c, &m, in, bits / 8);                                                                       \
-        *p = (u##bits) ~*p;                                                                                            \
-        rmw_end(c, &m);                                                                                                \
-    }                                                                                                                  \
-    static void op_not_lm##bits(Cpu *c, const Insn *in) {                                                              \
-        Rmw m;                                                                                                         \
-        u##bits *p = rmw_G(c, &m, in, bits / 8);                                                                       \
-        asm volatile("lock not" suffix " %0" : "+m"(*p) : : "memory");                                                 \
-        rmw_end(c, &m);                                                                                                \
-    }
+    DEF_RMWS(op_not_m, bits, *p = (u##bits) ~*p;)                                                                      \
+    DEF_RMW_G(op_not_lm##bits, bits, asm volatile("lock not" suffix " %0" : "+m"(*p) : : "memory");)
 DEF_NOT(8, "b")
 DEF_NOT(16, "w")
 DEF_NOT(32, "l")
 DEF_NOT(64, "q")
-static const OpFn not_table[U_COUNT][4] = {SIZES(op_not_r), SIZES(op_not_mg), SIZES(op_not_mg), SIZES(op_not_mg),
-                                           SIZES(op_not_lm)};
+static const OpFn not_table[U_COUNT][4] = {SIZES(op_not_r), ADDR_ROWS(op_not_m), SIZES(op_not_lm)};
 
 /* DAA and friends do not exist in 64-bit mode, so they are spelt out (SDM vol 2, their "Operation" sections). */
 static u64 cc_of_result8(u8 v) { return (v == 0 ? FL_ZF : 0u) | (v & FL_SF) | (__builtin_parity(v) ? 0u : FL_PF); }

@@ -55,10 +55,8 @@ static const OpFn xadd_table[2][4] = {SIZES(op_xadd_r), SIZES(op_xadd_m)};
     static void op_cmpxchg_r##bits(Cpu *c, const Insn *in) {                                                           \
         u##bits old = get##bits(c, in->rm), acc = get##bits(c, ROFF(R_RAX));                                           \
         compare##bits(c, acc, old);                                                                                    \
-        if (acc == old)                                                                                                \
-            set##bits(c, in->rm, get##bits(c, in->reg));                                                               \
-        else                                                                                                           \
-            set##bits(c, ROFF(R_RAX), old);                                                                            \
+        if (acc == old) set##bits(c, in->rm, get##bits(c, in->reg));                                                   \
+        else set##bits(c, ROFF(R_RAX), old);                                                                           \
     }                                                                                                                  \
     static void op_cmpxchg_m##bits(Cpu *c, const Insn *in) {                                                           \
         Rmw m;                                                                                                         \
