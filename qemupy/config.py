@@ -44,7 +44,7 @@ class Config:
     machine: str = "pc"
     machine_options: dict[str, str] = dataclasses.field(default_factory=dict)
     accel: str = "interp"
-    cpu: str = "qemu64"
+    cpu: str = "max"
     smp: int = 1
     ram: int = 128 << 20
     drives: tuple[DriveConfig, ...] = ()

@@ -19,6 +19,7 @@ def bzimage(code: bytes) -> bytes:
     struct.pack_into("<I", setup, 0x214, LOAD_ADDRESS)  # code32_start
     struct.pack_into("<I", setup, 0x22C, 0x7FFFFFFF)  # initrd_addr_max
     struct.pack_into("<I", setup, 0x230, 0x1000)  # kernel_alignment
+    setup[0x234] = 1  # relocatable_kernel
     struct.pack_into("<I", setup, 0x238, 255)  # cmdline_size
     struct.pack_into("<Q", setup, 0x258, LOAD_ADDRESS)  # pref_address
     struct.pack_into("<I", setup, 0x260, 0x10000)  # init_size
