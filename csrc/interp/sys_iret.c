@@ -21,9 +21,15 @@ static void load_flags(Cpu *c, u64 v, u64 mask) {
     cpu_set_rflags_raw(c, v);
 }
 
+/* With CR4.VME a virtual-8086 program without IOPL may still IRET: IF means VIF (SDM vol 3A 20.3.3.4). */
+static void load_flags_vme(Cpu *c, u64 v) {
+    u64 mask = FL_CC | FL_DF | FL_NT;
+    cpu_set_rflags_raw(c, (cpu_rflags(c) & ~(mask | FL_VIF | FL_RF)) | (v & mask) | (v & FL_IF ? FL_VIF : 0));
+}
+
 static void iret_real(Cpu *c, unsigned size) {
-    bool v86 = c->flags & FL_VM;
-    if (v86 && cpu_iopl(c) != 3) exc_gp0(c);
+    bool v86 = c->flags & FL_VM, vme = v86 && cpu_iopl(c) != 3;
+    if (vme && (!(c->cr4 & CR4_VME) || size != 2)) exc_gp0(c);
     Stack s = stack_current(c);
     u64 rip = stack_pop(c, &s, size);
     unsigned sel = (unsigned)stack_pop(c, &s, size) & 0xffff;
@@ -31,7 +37,9 @@ static void iret_real(Cpu *c, unsigned size) {
     if (rip > c->seg[SEG_CS].limit) exc_gp0(c);
     u64 mask = size == 2 ? 0xffff & FL_LOADABLE : 0x257fd5;
     if (v86) mask &= ~(u64)(FL_IOPL | FL_VIF | FL_VIP);
-    load_flags(c, fl, mask);
+    if (vme && ((fl & FL_TF) || ((fl & FL_IF) && (c->flags & FL_VIP)))) exc_gp0(c);
+    if (vme) load_flags_vme(c, fl);
+    else load_flags(c, fl, mask);
     if (v86) seg_set_v86(c, SEG_CS, sel);
     else seg_set_real(c, SEG_CS, sel);
     c->r[R_RIP] = rip;
