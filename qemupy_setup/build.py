@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from qemupy_setup.paths import BUILD, SOURCE, VENV
+from qemupy_setup.paths import BUILD, SOURCE, VENV, VENV_PYTHON
 from qemupy_setup.steps import remove_tree, run, step
 
 MESON = VENV / "bin" / "meson"
@@ -37,6 +37,9 @@ def ensure_built() -> None:
         configure(["-Dwerror=true"] if os.environ.get("CI") else [])
     with step("build the C core"):
         run(["ninja", "-C", BUILD])
+    with step("compile the Python modules"):
+        # Not left to the first import: many systems forbid writing bytecode then, and every start would compile anew.
+        run([VENV_PYTHON, "-m", "compileall", "-q", SOURCE / "qemupy"], env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 def extension() -> Path | None:
