@@ -71,12 +71,12 @@ class RegisterSpec:
 
     def add(self, kind: str, function: Callable[..., Any], offset: int, size: int, owner: str) -> None:
         table = self.tables[kind]
-        for other_key, other in table.items():
-            start, length = other_key >> 4, other_key & 15
-            if other is not function and length == size and offset < start + length and start < offset + size:
+        for start in range(offset - size + 1, offset + size):
+            other = table.get(start << 4 | size)
+            if other is not None and other is not function:
                 raise TypeError(
                     f"{owner}: {kind} handlers {function.__name__} [{offset:#04x}-{offset + size - 1:#04x}] and "
-                    f"{other.__name__} [{start:#04x}-{start + length - 1:#04x}] collide"
+                    f"{other.__name__} [{start:#04x}-{start + size - 1:#04x}] collide"
                 )
         table[offset << 4 | size] = function
         self.span = max(self.span, offset + size)
