@@ -292,7 +292,8 @@ static void tame(const Form *f, const Address *a, const ZydisDecodedOperand *ops
         ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER && reg_id(ops[1].reg.value) != a->base &&
         reg_id(ops[1].reg.value) != a->index)
         st->gpr[reg_id(ops[1].reg.value)] = (u64)((i64)below(4000) - 2000);
-    if (f->zi.meta.isa_set == ZYDIS_ISA_SET_SSEMXCSR && target <= DATA_VA + DATA_BYTES - 4)
+    if ((f->zi.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || f->zi.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR) &&
+        target <= DATA_VA + DATA_BYTES - 4)
         st->mem[target - DATA_VA + 2] &=
             chance(70) ? 0 : (u8)~2; /* bit 17 is AMD's misaligned mode, which we do not have */
     if (has_byte_mask(f) || (is_branch(&f->zi) && f->bits == 16))
