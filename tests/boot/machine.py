@@ -89,6 +89,12 @@ class Machine:
         self._text += ESCAPES.sub("", fresh[:cut])
         return bool(chunk)
 
+    def idle(self, seconds: float) -> None:
+        """Let the machine run for so long, taking what it prints."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._read(left)
+
     def expect(self, pattern: str, timeout: float, idle: float = 120) -> re.Match[str]:
         """Wait for a pattern after what was matched last. A guest silent for `idle` seconds has failed already."""
         deadline = time.monotonic() + timeout * SCALE
