@@ -216,8 +216,9 @@ struct Cpu {
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
 
     u64 l2_gen, l2_global_gen, l2_pcid_gen[PCID_SLOTS];
-    u64 large_seen;           /* bit hash(lin / 2 MiB): a piece of a large page may be in a TLB */
-    bool huge_seen;           /* the same for 1 GiB pages */
+    u64 large_seen[64];       /* bit hash(lin / 2 MiB): a piece of a large page may be in a TLB */
+    u64 huge_seen[8];         /* 1 GiB pages of which pieces may be in a TLB, by lin / 1 GiB */
+    u32 n_huge;               /* how many; more than there is room for: any page may be one */
     u32 n_nonglobal;
     u64 rmw_gpa[2];           /* where a bounced read-modify-write or wide store will go */
     u16 nonglobal[MMU_MODES * TLB_SIZE]; /* filled non-global entries, what a CR3 write clears */

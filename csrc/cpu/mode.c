@@ -50,8 +50,10 @@ static u32 segment_mode(Cpu *c, bool protected_mode) {
 
 static u32 control_mode(const Cpu *c) {
     return (c->cr0 & CR0_PE ? MODE_PE : 0) | (c->flags & FL_VM ? MODE_VM : 0) | (c->efer & EFER_LMA ? MODE_LMA : 0) |
-           (c->cpl == 3 ? MODE_CPL3 : c->cpl == 0 ? MODE_CPL0 : 0) | (c->cr0 & CR0_EM ? MODE_EM : 0) |
-           (c->cr0 & CR0_MP ? MODE_MP : 0) | (c->cr0 & CR0_TS ? MODE_TS : 0) |
+           (c->cpl == 3   ? MODE_CPL3
+            : c->cpl == 0 ? MODE_CPL0
+                          : 0) |
+           (c->cr0 & CR0_EM ? MODE_EM : 0) | (c->cr0 & CR0_MP ? MODE_MP : 0) | (c->cr0 & CR0_TS ? MODE_TS : 0) |
            (c->cr4 & CR4_OSFXSR ? MODE_OSFXSR : 0) | (c->cr4 & CR4_OSXSAVE ? MODE_OSXSAVE : 0) |
            ((c->xcr0 & 6) == 6 && (c->cr4 & CR4_OSXSAVE) ? MODE_AVX : 0);
 }

@@ -8,11 +8,23 @@
 /* A segment or gate descriptor as it lies in GDT, LDT or IDT (SDM vol 3A 3.4.5, 3.5, 6.11). */
 typedef struct Desc {
     u32 lo, hi;
-    u32 hi2;  /* third dword of the 16-byte forms */
-    u64 lin;  /* where it was read */
+    u32 hi2; /* third dword of the 16-byte forms */
+    u64 lin; /* where it was read */
 } Desc;
-enum { DT_TSS16 = 1, DT_LDT = 2, DT_TSS16_BUSY = 3, DT_CALL16 = 4, DT_TASK_GATE = 5, DT_INT16 = 6, DT_TRAP16 = 7,
-       DT_TSS32 = 9, DT_TSS32_BUSY = 11, DT_CALL32 = 12, DT_INT32 = 14, DT_TRAP32 = 15 };
+enum {
+    DT_TSS16 = 1,
+    DT_LDT = 2,
+    DT_TSS16_BUSY = 3,
+    DT_CALL16 = 4,
+    DT_TASK_GATE = 5,
+    DT_INT16 = 6,
+    DT_TRAP16 = 7,
+    DT_TSS32 = 9,
+    DT_TSS32_BUSY = 11,
+    DT_CALL32 = 12,
+    DT_INT32 = 14,
+    DT_TRAP32 = 15
+};
 INLINE unsigned desc_rights(const Desc *d) { return d->hi >> 8 & 0xf0ff; }
 INLINE unsigned desc_type(const Desc *d) { return d->hi >> 8 & 0xf; }
 INLINE unsigned desc_dpl(const Desc *d) { return d->hi >> 13 & 3; }
@@ -41,13 +53,13 @@ INLINE void require_cpl0(Cpu *c) {
 }
 
 /* sys_desc.c */
-bool desc_read(Cpu *c, unsigned sel, Desc *d);        /* false: selector outside its table */
-bool desc_read16(Cpu *c, unsigned sel, Desc *d);      /* the 16-byte system forms of long mode */
+bool desc_read(Cpu *c, unsigned sel, Desc *d);   /* false: selector outside its table */
+bool desc_read16(Cpu *c, unsigned sel, Desc *d); /* the 16-byte system forms of long mode */
 _Noreturn void desc_fault(Cpu *c, unsigned vector, unsigned sel);
 void desc_read_or_fault(Cpu *c, unsigned sel, Desc *d, unsigned vector);
 void desc_mark_accessed(Cpu *c, const Desc *d);
 Segment desc_segment(const Desc *d, unsigned sel);
-void seg_load(Cpu *c, unsigned seg, unsigned sel);    /* MOV/POP/LxS in the current mode */
+void seg_load(Cpu *c, unsigned seg, unsigned sel); /* MOV/POP/LxS in the current mode */
 void seg_set_real(Cpu *c, unsigned seg, unsigned sel);
 void seg_set_v86(Cpu *c, unsigned seg, unsigned sel);
 void seg_set_null(Cpu *c, unsigned seg, unsigned sel);
@@ -62,7 +74,7 @@ Segment stack_segment_inner(Cpu *c, unsigned sel, unsigned dpl, Desc *d);
 typedef struct Stack {
     Segment ss;
     u64 sp;
-    u8 size;   /* 2, 4 or 8: the width of SP */
+    u8 size; /* 2, 4 or 8: the width of SP */
     u8 mmu;
     u32 error; /* error code of #SS on a limit violation */
 } Stack;
@@ -78,7 +90,6 @@ void task_switch(Cpu *c, unsigned tss_sel, const Desc *d, unsigned how, bool has
 void task_check_gate(Cpu *c, unsigned gate_tss, Desc *d);
 void tss_stack(Cpu *c, unsigned dpl, unsigned *ss, u64 *sp);
 void io_permission(Cpu *c, unsigned port, unsigned n);
-
 
 void op_iret(Cpu *c, const Insn *in); /* sys_iret.c */
 

@@ -1,8 +1,10 @@
-/* Control and debug registers, TLB invalidation, XCR0 (Intel SDM vol 3A 2.5, 2.6, 4.10.4, 17.2; vol 2 MOV CR, INVPCID). */
+/* Control and debug registers, TLB invalidation, XCR0 (Intel SDM vol 3A 2.5, 2.6, 4.10.4, 17.2; vol 2 MOV CR, INVPCID).
+ */
 #include "interp/sys.h"
 #include "apic/apic.h"
 
-/* The four page-directory pointers of PAE paging are registers, loaded here and checked for reserved bits (SDM 4.4.1). */
+/* The four page-directory pointers of PAE paging are registers, loaded here and checked for reserved bits (SDM 4.4.1).
+ */
 void pdptes_load(Cpu *c, u64 cr3, u64 cr0, u64 cr4) {
     if (!(cr0 & CR0_PG) || !(cr4 & CR4_PAE) || cpu_lma(c)) return;
     u64 p[4], base = cr3 & 0xffffffe0;
@@ -62,10 +64,11 @@ static u64 cr4_allowed(const Cpu *c) {
         u32 bits;
         u8 feat;
     } needs[] = {
-        {CR4_VME | CR4_PVI, FEAT_VME}, {CR4_TSD, FEAT_TSC}, {CR4_DE, FEAT_DE}, {CR4_PSE, FEAT_PSE}, {CR4_PAE, FEAT_PAE},
-        {CR4_MCE, FEAT_MCE}, {CR4_PGE, FEAT_PGE}, {CR4_OSFXSR, FEAT_FXSR}, {CR4_OSXMMEXCPT, FEAT_SSE},
-        {CR4_UMIP, FEAT_UMIP}, {CR4_LA57, FEAT_LA57}, {CR4_FSGSBASE, FEAT_FSGSBASE}, {CR4_PCIDE, FEAT_PCID},
-        {CR4_OSXSAVE, FEAT_XSAVE}, {CR4_SMEP, FEAT_SMEP}, {CR4_SMAP, FEAT_SMAP}, {CR4_PKE, FEAT_PKU},
+        {CR4_VME | CR4_PVI, FEAT_VME}, {CR4_TSD, FEAT_TSC},       {CR4_DE, FEAT_DE},     {CR4_PSE, FEAT_PSE},
+        {CR4_PAE, FEAT_PAE},           {CR4_MCE, FEAT_MCE},       {CR4_PGE, FEAT_PGE},   {CR4_OSFXSR, FEAT_FXSR},
+        {CR4_OSXMMEXCPT, FEAT_SSE},    {CR4_UMIP, FEAT_UMIP},     {CR4_LA57, FEAT_LA57}, {CR4_FSGSBASE, FEAT_FSGSBASE},
+        {CR4_PCIDE, FEAT_PCID},        {CR4_OSXSAVE, FEAT_XSAVE}, {CR4_SMEP, FEAT_SMEP}, {CR4_SMAP, FEAT_SMAP},
+        {CR4_PKE, FEAT_PKU},
     };
     u64 mask = CR4_PCE;
     for (unsigned i = 0; i < ARRAY_LEN(needs); i++)
@@ -80,7 +83,8 @@ void cr4_write(Cpu *c, u64 v) {
     if ((v & changed & CR4_PCIDE) && (!cpu_lma(c) || (c->cr3 & 0xfff))) exc_gp0(c);
     if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)) pdptes_load(c, c->cr3, c->cr0, v);
     c->cr4 = v;
-    if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_SMAP | CR4_PCIDE | CR4_LA57 | CR4_PKE)) tlb_flush_all(c);
+    if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_SMAP | CR4_PCIDE | CR4_LA57 | CR4_PKE))
+        tlb_flush_all(c);
     cpu_update_mode(c);
 }
 

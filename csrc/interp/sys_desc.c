@@ -1,5 +1,6 @@
 /* Descriptors and stacks: reading, checking and loading segment registers (Intel SDM vol 3A 3.4, 5.2-5.7), the stack
- * a far transfer pushes to. Checks come in the order of the SDM's pseudo code; a load happens after the last of them. */
+ * a far transfer pushes to. Checks come in the order of the SDM's pseudo code; a load happens after the last of them.
+ */
 #include "interp/sys.h"
 
 static bool table_of(Cpu *c, unsigned sel, u64 *base, u32 *limit) {
@@ -46,7 +47,9 @@ void desc_mark_accessed(Cpu *c, const Desc *d) {
 }
 
 Segment desc_segment(const Desc *d, unsigned sel) {
-    return (Segment){.base = desc_base(d), .limit = desc_limit(d), .sel = (u16)sel,
+    return (Segment){.base = desc_base(d),
+                     .limit = desc_limit(d),
+                     .sel = (u16)sel,
                      .rights = (u16)(desc_rights(d) | (desc_is_seg(d) ? SR_ACCESSED : 0))};
 }
 
@@ -151,8 +154,8 @@ Segment stack_segment_inner(Cpu *c, unsigned sel, unsigned dpl, Desc *d) {
 }
 
 Stack stack_make(Cpu *c, Segment ss, u64 sp, unsigned cpl, u32 error) {
-    return (Stack){.ss = ss, .sp = sp, .size = ss.rights & SR_DB ? 4 : 2, .mmu = cpl == 3 ? MMU_USER : MMU_KERNEL,
-                   .error = error};
+    return (Stack){
+        .ss = ss, .sp = sp, .size = ss.rights & SR_DB ? 4 : 2, .mmu = cpl == 3 ? MMU_USER : MMU_KERNEL, .error = error};
 }
 
 Stack stack_current(Cpu *c) {
@@ -172,9 +175,7 @@ static u64 stack_lin(Cpu *c, const Stack *s, u64 off, unsigned n) {
     return (g->base + off) & 0xffffffff;
 }
 
-static TlbEntry *stack_tlb(Cpu *c, const Stack *s) {
-    return c->tlb == tlb_never ? tlb_never : c->tlbs[s->mmu];
-}
+static TlbEntry *stack_tlb(Cpu *c, const Stack *s) { return c->tlb == tlb_never ? tlb_never : c->tlbs[s->mmu]; }
 
 void stack_push(Cpu *c, Stack *s, u64 v, unsigned n) {
     s->sp = (s->sp & ~size_mask(s->size)) | ((s->sp - n) & size_mask(s->size));

@@ -10,8 +10,8 @@ typedef struct Event {
     unsigned vector;
     u32 error;
     bool has_error;
-    bool soft;   /* INT n, INT3, INTO: the gate's DPL counts, EXT is 0 */
-    u64 flags;   /* the RFLAGS image of the frame */
+    bool soft; /* INT n, INT3, INTO: the gate's DPL counts, EXT is 0 */
+    u64 flags; /* the RFLAGS image of the frame */
 } Event;
 
 static u32 idt_error(Cpu *c, unsigned vector) { return vector * 8 + 2 + c->exc.delivering; }
@@ -222,7 +222,9 @@ static bool combine(ExcState *x) {
 
 /* Faults show RF set in the frame, so that the restarted instruction passes its breakpoint; instruction breakpoints
  * themselves, traps and aborts do not (SDM vol 3B 17.3.1.1). */
-static bool frame_sets_rf(const ExcState *x) { return !x->trap && x->vector != EXC_DB && x->vector != EXC_DF && x->vector != EXC_MC; }
+static bool frame_sets_rf(const ExcState *x) {
+    return !x->trap && x->vector != EXC_DB && x->vector != EXC_DF && x->vector != EXC_MC;
+}
 
 void exc_dispatch(Cpu *c) {
     ExcState *x = &c->exc;

@@ -1,4 +1,5 @@
-/* Far JMP, CALL and RET: code segments, call gates, task gates and TSSs (Intel SDM vol 3A 5.8; vol 2 JMP, CALL, RET). */
+/* Far JMP, CALL and RET: code segments, call gates, task gates and TSSs (Intel SDM vol 3A 5.8; vol 2 JMP, CALL, RET).
+ */
 #include "interp/sys.h"
 
 /* Commits RIP, limits checked, in real and virtual-8086 mode. */

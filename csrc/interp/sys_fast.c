@@ -4,7 +4,11 @@
 
 #include <Zydis/Zydis.h>
 
-enum { CODE64 = SR_G | SR_L | SR_P | SR_S | 11, CODE32 = SR_G | SR_DB | SR_P | SR_S | 11, DATA = SR_G | SR_DB | SR_P | SR_S | 3 };
+enum {
+    CODE64 = SR_G | SR_L | SR_P | SR_S | 11,
+    CODE32 = SR_G | SR_DB | SR_P | SR_S | 11,
+    DATA = SR_G | SR_DB | SR_P | SR_S | 3
+};
 
 static void set_flat(Cpu *c, unsigned seg, unsigned sel, unsigned rights, unsigned cpl) {
     c->seg[seg] = (Segment){.limit = 0xffffffff, .sel = (u16)sel, .rights = (u16)(rights | cpl << 5)};

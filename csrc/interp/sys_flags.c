@@ -1,5 +1,5 @@
-/* PUSHF, POPF, CLI, STI, software interrupts, IRET's entry, HLT (Intel SDM vol 2; virtual-8086 and protected-mode virtual
- * interrupts: vol 3A 20.3, 20.4). */
+/* PUSHF, POPF, CLI, STI, software interrupts, IRET's entry, HLT (Intel SDM vol 2; virtual-8086 and protected-mode
+ * virtual interrupts: vol 3A 20.3, 20.4). */
 #include "interp/sys.h"
 
 static bool v86_restricted(const Cpu *c) { return (c->flags & FL_VM) && cpu_iopl(c) < 3; }

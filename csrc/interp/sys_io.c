@@ -107,10 +107,18 @@ OpFn sys_resolve_io(Insn *in, u32 mode) {
     if (in->map != 0) return NULL;
     OpFn fn = NULL;
     switch (in->opcode) {
-    case 0xe4: case 0xe5: case 0xec: case 0xed: fn = op_in; break;
-    case 0xe6: case 0xe7: case 0xee: case 0xef: fn = op_out; break;
-    case 0x6c: case 0x6d: fn = op_ins; break;
-    case 0x6e: case 0x6f: fn = op_outs; break;
+    case 0xe4:
+    case 0xe5:
+    case 0xec:
+    case 0xed: fn = op_in; break;
+    case 0xe6:
+    case 0xe7:
+    case 0xee:
+    case 0xef: fn = op_out; break;
+    case 0x6c:
+    case 0x6d: fn = op_ins; break;
+    case 0x6e:
+    case 0x6f: fn = op_outs; break;
     }
     if (fn) in->flags |= INF_END; /* what the device asks for (reset, pause) holds from the next instruction on */
     return fn;

@@ -5,12 +5,33 @@
 #include "base/log.h"
 
 enum {
-    MSR_TSC = 0x10, MSR_APIC_BASE = 0x1b, MSR_FEATURE_CONTROL = 0x3a, MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48,
-    MSR_PRED_CMD = 0x49, MSR_UCODE_WRITE = 0x79, MSR_UCODE_REV = 0x8b, MSR_FSB_FREQ = 0xcd, MSR_MTRR_CAP = 0xfe,
-    MSR_ARCH_CAPS = 0x10a, MSR_FLUSH_CMD = 0x10b, MSR_BBL_CR_CTL3 = 0x11e, MSR_SYSENTER_CS = 0x174,
-    MSR_SYSENTER_ESP = 0x175, MSR_SYSENTER_EIP = 0x176, MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a,
-    MSR_MCG_CTL = 0x17b, MSR_PERF_STATUS = 0x198, MSR_MISC_ENABLE = 0x1a0, MSR_MTRR_PHYS = 0x200, MSR_PAT = 0x277,
-    MSR_MTRR_DEF = 0x2ff, MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC = 0x800,
+    MSR_TSC = 0x10,
+    MSR_APIC_BASE = 0x1b,
+    MSR_FEATURE_CONTROL = 0x3a,
+    MSR_TSC_ADJUST = 0x3b,
+    MSR_SPEC_CTRL = 0x48,
+    MSR_PRED_CMD = 0x49,
+    MSR_UCODE_WRITE = 0x79,
+    MSR_UCODE_REV = 0x8b,
+    MSR_FSB_FREQ = 0xcd,
+    MSR_MTRR_CAP = 0xfe,
+    MSR_ARCH_CAPS = 0x10a,
+    MSR_FLUSH_CMD = 0x10b,
+    MSR_BBL_CR_CTL3 = 0x11e,
+    MSR_SYSENTER_CS = 0x174,
+    MSR_SYSENTER_ESP = 0x175,
+    MSR_SYSENTER_EIP = 0x176,
+    MSR_MCG_CAP = 0x179,
+    MSR_MCG_STATUS = 0x17a,
+    MSR_MCG_CTL = 0x17b,
+    MSR_PERF_STATUS = 0x198,
+    MSR_MISC_ENABLE = 0x1a0,
+    MSR_MTRR_PHYS = 0x200,
+    MSR_PAT = 0x277,
+    MSR_MTRR_DEF = 0x2ff,
+    MSR_MC0_CTL = 0x400,
+    MSR_TSC_DEADLINE = 0x6e0,
+    MSR_X2APIC = 0x800,
 };
 #define MSR_EFER   0xc0000080u
 #define MSR_STAR   0xc0000081u
@@ -26,10 +47,11 @@ enum {
  * registers, last-branch records, AMD's north-bridge and cache configuration. */
 static bool is_harmless(u32 msr) {
     static const u32 list[] = {
-        0x17, 0x2a, 0x33, 0xce, 0xe7, 0xe8, 0x140, 0x199, 0x19a, 0x19b, 0x19c, 0x1a2, 0x1b0, 0x1c9, 0x1d9, 0x1db, 0x1dc,
-        0x1dd, 0x1de, 0x1fc, 0x606, 0x611, 0x619, 0x639, 0x641, 0xc0010010, 0xc0010015, 0xc001001a, 0xc001001d,
-        0xc001001f, 0xc0010055, 0xc0010058, 0xc0010112, 0xc0010113, 0xc0010114, 0xc0010117, 0xc0010140, 0xc0010141,
-        0xc0011022, 0xc0011023, 0xc0011029, 0xc001102a, 0xc001102c,
+        0x17,       0x2a,       0x33,       0xce,       0xe7,       0xe8,       0x140,      0x199,      0x19a,
+        0x19b,      0x19c,      0x1a2,      0x1b0,      0x1c9,      0x1d9,      0x1db,      0x1dc,      0x1dd,
+        0x1de,      0x1fc,      0x606,      0x611,      0x619,      0x639,      0x641,      0xc0010010, 0xc0010015,
+        0xc001001a, 0xc001001d, 0xc001001f, 0xc0010055, 0xc0010058, 0xc0010112, 0xc0010113, 0xc0010114, 0xc0010117,
+        0xc0010140, 0xc0010141, 0xc0011022, 0xc0011023, 0xc0011029, 0xc001102a, 0xc001102c,
     };
     for (unsigned i = 0; i < ARRAY_LEN(list); i++)
         if (list[i] == msr) return true;
@@ -54,8 +76,8 @@ static int mtrr_fixed_index(u32 msr) {
     return msr >= 0x268 && msr <= 0x26f ? 3 + (int)(msr - 0x268) : -1;
 }
 
-/* MCi_CTL takes all ones or zeros (SDM vol 3B 16.3.2.1); in bank 4 of an AMD CPU Linux leaves out bit 10, the GART error
- * of early models. */
+/* MCi_CTL takes all ones or zeros (SDM vol 3B 16.3.2.1); in bank 4 of an AMD CPU Linux leaves out bit 10, the GART
+ * error of early models. */
 static bool mc_ctl_ok(u32 msr, u64 v) { return !v || v == ~0ull || (msr == MSR_MC0_CTL + 16 && v == ~BIT(10)); }
 
 /* Registers that just hold their value; what may be written is checked by register_ok(). */

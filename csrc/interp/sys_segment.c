@@ -221,10 +221,16 @@ static OpFn loads(Insn *in, u32 mode, OpFn fn, unsigned seg) {
 
 static OpFn resolve_one_byte(Insn *in, u32 mode, bool protected_mode) {
     switch (in->opcode) {
-    case 0x06: case 0x0e: case 0x16: case 0x1e: return op_push_seg;
-    case 0x07: case 0x17: case 0x1f: return loads(in, mode, op_pop_seg, implied_seg(in));
+    case 0x06:
+    case 0x0e:
+    case 0x16:
+    case 0x1e: return op_push_seg;
+    case 0x07:
+    case 0x17:
+    case 0x1f: return loads(in, mode, op_pop_seg, implied_seg(in));
     case 0x8c: return modrm_reg(in) < 6 ? op_mov_from_seg : NULL;
-    case 0x8e: return modrm_reg(in) < 6 && modrm_reg(in) != SEG_CS ? loads(in, mode, op_mov_to_seg, modrm_reg(in)) : NULL;
+    case 0x8e:
+        return modrm_reg(in) < 6 && modrm_reg(in) != SEG_CS ? loads(in, mode, op_mov_to_seg, modrm_reg(in)) : NULL;
     case 0xc4: return loads(in, mode, op_les, SEG_ES);
     case 0xc5: return loads(in, mode, op_lds, SEG_DS);
     case 0x63: return !(mode & MODE_CS64) && protected_mode ? op_arpl : NULL;
@@ -242,7 +248,8 @@ OpFn sys_resolve_segment(Insn *in, u32 mode) {
     case 0x01: return resolve_group7(in);
     case 0x02: return protected_mode ? op_lar : NULL;
     case 0x03: return protected_mode ? op_lsl : NULL;
-    case 0xa0: case 0xa8: return op_push_seg;
+    case 0xa0:
+    case 0xa8: return op_push_seg;
     case 0xa1: return loads(in, mode, op_pop_seg, SEG_FS);
     case 0xa9: return loads(in, mode, op_pop_seg, SEG_GS);
     case 0xb2: return loads(in, mode, op_lss, SEG_SS);

@@ -1,12 +1,15 @@
 /* Slow paths of guest memory accesses: TLB misses, page crossings, devices, watched pages, checks.
  *
  * Every access is cut into one or two pieces (pages); all pieces are translated, and may raise, before the first byte
- * moves. Data then moves piecewise to RAM or to the device dispatcher. No libc here: vector registers are the guest's. */
+ * moves. Data then moves piecewise to RAM or to the device dispatcher. No libc here: vector registers are the guest's.
+ */
 #include "mmu/tlb.h"
 
 static u8 void_page[PAGE_SIZE]; /* what a fetch from a device or a hole executes: all ones, hence #UD */
 
-static void copy(void *to, const void *from, unsigned n) { __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory"); }
+static void copy(void *to, const void *from, unsigned n) {
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+}
 
 static _Noreturn void raise_noncanonical(Cpu *c, unsigned seg) {
     exc_raise_err(c, seg == SEG_SS ? EXC_SS : EXC_GP, c->exc.delivering);
@@ -99,7 +102,8 @@ static void piece_write(Cpu *c, const Xlat *x, const void *from, unsigned n) {
     if (x->slow_write) ram_store_after(c->machine, c, x->ram_off, n);
 }
 
-/* DR7 data breakpoints: R/W 1 writes, 3 any data access; LEN 1 2 8 4 (SDM vol 3B 17.2.5). Noted now, raised as a trap. */
+/* DR7 data breakpoints: R/W 1 writes, 3 any data access; LEN 1 2 8 4 (SDM vol 3B 17.2.5). Noted now, raised as a trap.
+ */
 static COLD void note_watch(Cpu *c, u64 lin, unsigned n, bool write) {
     static const u8 lens[4] = {1, 2, 8, 4};
     for (unsigned i = 0; i < 4; i++) {

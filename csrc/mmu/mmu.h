@@ -84,8 +84,8 @@ INLINE void rmw_end(Cpu *c, Rmw *m) {
     if (unlikely(m->slow)) rmw_slow_end(c, m);
 }
 
-/* Wide operands (n up to 1088). ld_wide: pointer to n readable bytes: guest RAM, or buf filled bytewise. st_wide_begin: proves all
- * n bytes writable and returns where to put them (guest RAM or buf); st_wide_end stores a bounced buf. */
+/* Wide operands (n up to 1088). ld_wide: pointer to n readable bytes: guest RAM, or buf filled bytewise. st_wide_begin:
+ * proves all n bytes writable and returns where to put them (guest RAM or buf); st_wide_end stores a bounced buf. */
 const void *ld_wide(Cpu *c, unsigned seg, u64 off, unsigned n, void *buf);
 void *st_wide_begin(Cpu *c, unsigned seg, u64 off, unsigned n, void *buf);
 void st_wide_end(Cpu *c, unsigned seg, u64 off, unsigned n, void *buf, void *where);
@@ -100,7 +100,8 @@ u64 sys_read(Cpu *c, u64 lin, unsigned n);
 void sys_write(Cpu *c, u64 lin, unsigned n, u64 v);
 
 /* Translates a fetch at lin with the current rights. Returns the host address of the byte and sets *ram_off (offset in
- * the machine's RAM space, the key of decoded blocks; ~0 if not RAM or ROM) or raises #PF. The page stays valid until the next safe point. */
+ * the machine's RAM space, the key of decoded blocks; ~0 if not RAM or ROM) or raises #PF. The page stays valid until
+ * the next safe point. */
 const u8 *mmu_fetch(Cpu *c, u64 lin, u64 *ram_off);
 
 /* Debug translation without side effects (no A/D bits, no fault): true and *gpa, or false. */
@@ -109,7 +110,7 @@ bool mmu_translate_debug(Cpu *c, u64 lin, u64 *gpa);
 void tlb_flush_all(Cpu *c);
 void tlb_flush_nonglobal(Cpu *c);
 void tlb_flush_page(Cpu *c, u64 lin);
-void tlb_drop_nonglobal(Cpu *c); /* CR3 now names another PCID: the first level only */
+void tlb_drop_nonglobal(Cpu *c);   /* CR3 now names another PCID: the first level only */
 void tlb_drop_first_level(Cpu *c); /* PKRU changed */
 void tlb_flush_pcid(Cpu *c, unsigned pcid);
 void tlb_flush_all_nonglobal(Cpu *c);

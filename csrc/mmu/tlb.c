@@ -1,7 +1,8 @@
 /* Software TLB upkeep: fills, flushes, the second level (Intel SDM vol 3A 4.10; CORE 8).
  *
  * First level: one direct-mapped table per access mode, used by interpreter and translated code. Second level: tagged
- * with PCID, any mode, dropped by bumping a generation, so that a CR3 write costs what was filled since the last one. */
+ * with PCID, any mode, dropped by bumping a generation, so that a CR3 write costs what was filled since the last one.
+ */
 #include "mmu/tlb.h"
 #include "cpu/model.h"
 
@@ -18,10 +19,22 @@ static void entry_clear(Cpu *c, TlbEntry *e) {
     e->meta &= TLBM_LISTED;
 }
 
-static unsigned l2_slot(u64 page, unsigned pcid) {
-    return (page ^ page >> L2_BITS ^ pcid * 0x9e5u) & (L2_SIZE - 1);
+static unsigned l2_slot(u64 page, unsigned pcid) { return (page ^ page >> L2_BITS ^ pcid * 0x9e5u) & (L2_SIZE - 1); }
+/* Neighbours do not collide, so that the direct map of a guest kernel leaves other regions' bits alone. */
+static unsigned large_bit(u64 lin) { return (lin >> 21 ^ lin >> 33 ^ lin >> 45) & 4095; }
+static bool large_maybe(const Cpu *c, u64 lin) { return c->large_seen[large_bit(lin) / 64] >> large_bit(lin) % 64 & 1; }
+
+static bool huge_maybe(const Cpu *c, u64 lin) {
+    if (c->n_huge > ARRAY_LEN(c->huge_seen)) return true;
+    for (unsigned i = 0; i < c->n_huge; i++)
+        if (c->huge_seen[i] == lin >> 30) return true;
+    return false;
 }
-static unsigned large_bit(u64 lin) { return (lin >> 21 ^ lin >> 27 ^ lin >> 33) & 63; }
+static void huge_note(Cpu *c, u64 lin) {
+    if (huge_maybe(c, lin)) return;
+    if (c->n_huge < ARRAY_LEN(c->huge_seen)) c->huge_seen[c->n_huge] = lin >> 30;
+    c->n_huge++;
+}
 
 L2Entry *l2_find(Cpu *c, u64 lin) {
     u64 page = lin & PAGE_MASK;
@@ -40,8 +53,8 @@ void l2_insert(Cpu *c, u64 lin, u64 val) {
     e->key = page | pcid;
     e->val = val;
     e->gen = val & L2_G ? c->l2_global_gen : c->l2_pcid_gen[pcid % PCID_SLOTS];
-    if (val & L2_LARGE) c->large_seen |= BIT(large_bit(lin));
-    if (val & L2_HUGE) c->huge_seen = true;
+    if (val & L2_HUGE) huge_note(c, lin);
+    else if (val & L2_LARGE) c->large_seen[large_bit(lin) / 64] |= BIT(large_bit(lin) % 64);
 }
 
 /* Whether stores may go straight to the host page: plain RAM that nobody watches, with D already set. */
@@ -73,8 +86,8 @@ void tlb_flush_all(Cpu *c) {
     tlb_drop_first_level(c);
     for (unsigned i = 0; i < PCID_SLOTS; i++) c->l2_pcid_gen[i] = ++c->l2_gen;
     c->l2_global_gen = ++c->l2_gen;
-    c->large_seen = 0;
-    c->huge_seen = false;
+    for (unsigned i = 0; i < ARRAY_LEN(c->large_seen); i++) c->large_seen[i] = 0;
+    c->n_huge = 0;
     c->n_tlb_flush++;
 }
 
@@ -134,7 +147,7 @@ static void drop_page(Cpu *c, u64 lin) {
 
 void tlb_flush_page(Cpu *c, u64 lin) {
     c->lookup_gen++;
-    if (c->huge_seen) {
+    if (unlikely(huge_maybe(c, lin))) {
         tlb_flush_all(c);
         return;
     }
@@ -142,13 +155,14 @@ void tlb_flush_page(Cpu *c, u64 lin) {
     /* 4 MiB pages: both halves; a 2 MiB neighbour dropped with them only costs a refill. */
     u64 region = lin & ~(u64)(4 * 1024 * 1024 - 1);
     for (u64 half = region; half < region + 4 * 1024 * 1024; half += 2 * 1024 * 1024)
-        if (c->large_seen >> large_bit(half) & 1)
+        if (large_maybe(c, half))
             for (u64 p = 0; p < 512; p++) drop_page(c, half + p * PAGE_SIZE);
 }
 
 void tlb_flush_page_pcid(Cpu *c, u64 lin, unsigned pcid) {
     if (pcid == cpu_pcid(c)) tlb_flush_page(c, lin);
-    else if (c->large_seen || c->huge_seen) tlb_flush_pcid(c, pcid);
+    else if (huge_maybe(c, lin) || large_maybe(c, lin) || large_maybe(c, lin ^ 2 * 1024 * 1024))
+        tlb_flush_pcid(c, pcid);
     else l2_drop(c, lin, pcid);
 }
 

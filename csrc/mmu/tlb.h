@@ -6,7 +6,16 @@
 #include "memory/machine.h"
 
 /* Low bits of L2Entry.val: the rights all levels of the page tables agree on. */
-enum { L2_W = 1, L2_U = 2, L2_NX = 4, L2_G = 8, L2_D = 16, L2_LARGE = 32, L2_HUGE = 64, L2_KEY_SHIFT = 7 /* bits 7-10: protection key */ };
+enum {
+    L2_W = 1,
+    L2_U = 2,
+    L2_NX = 4,
+    L2_G = 8,
+    L2_D = 16,
+    L2_LARGE = 32,
+    L2_HUGE = 64,
+    L2_KEY_SHIFT = 7 /* bits 7-10: protection key */
+};
 /* Low bits of TlbEntry.meta. */
 enum { TLBM_GLOBAL = 1, TLBM_LISTED = 2 };
 

@@ -6,7 +6,7 @@
 #include "cpu/model.h"
 
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_PS = 0x80, PTE_G = 0x100 };
-#define PTE_NX BIT(63)
+#define PTE_NX   BIT(63)
 #define PTE_ADDR (PHYS_MASK & PAGE_MASK)
 enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16, PF_PK = 32 };
 
@@ -14,10 +14,10 @@ typedef struct WalkState {
     Cpu *c;
     u64 lin;
     unsigned access, mmu;
-    bool debug;  /* no A/D updates */
-    bool retry;  /* an entry changed under us */
-    u32 error;   /* #PF bits P and RSVD, valid when walk_*() returned false */
-    u64 val;     /* result: gpa | L2_* */
+    bool debug; /* no A/D updates */
+    bool retry; /* an entry changed under us */
+    u32 error;  /* #PF bits P and RSVD, valid when walk_*() returned false */
+    u64 val;    /* result: gpa | L2_* */
 } WalkState;
 
 /* Protection keys guard data accesses to user pages, by whoever (SDM 4.6.2). */
@@ -64,9 +64,10 @@ static void entry_set(WalkState *w, u64 gpa, u64 old, u64 bits, unsigned n) {
     bool slow = ram_page_needs_slow_write(w->c->machine, ram_off);
     if (slow) ram_store_before(w->c->machine, w->c, ram_off, n);
     u32 old32 = (u32)old;
-    bool ok = n == 8 ? __atomic_compare_exchange_n((u64 *)host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
-                     : __atomic_compare_exchange_n((u32 *)host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST,
-                                                   __ATOMIC_RELAXED);
+    bool ok =
+        n == 8 ? __atomic_compare_exchange_n((u64 *)host, &old, old | bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
+               : __atomic_compare_exchange_n((u32 *)host, &old32, old32 | (u32)bits, false, __ATOMIC_SEQ_CST,
+                                             __ATOMIC_RELAXED);
     if (slow) ram_store_after(w->c->machine, w->c, ram_off, n);
     if (!ok) w->retry = true;
 }
