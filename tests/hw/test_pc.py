@@ -9,7 +9,7 @@ import pytest
 
 from qemupy.config import Config
 from qemupy.errors import ConfigError
-from qemupy.hw.i386 import pc
+from qemupy.hw.i386 import pc, pc_devices
 from qemupy.hw.i386.pc_memory import split_ram
 from qemupy.memory import transaction
 from qemupy.vcpu.accel import FakeAccel
@@ -143,3 +143,30 @@ def test_bad_firmware(make: Make, tmp_path: object) -> None:
         file.write(b"x" * 1000)
     with pytest.raises(ConfigError, match="no multiple of 64 KiB"):
         make(bios=f"{tmp_path}/odd.bin")
+
+
+def test_serial_ports_by_device_option(make: Make) -> None:
+    board = make(nodefaults=True)
+    for text in ("ringbuf,id=one", "ringbuf,id=two", "ringbuf,id=three"):
+        board.vm.chardevs.add(text)
+    for given in (
+        {"driver": "isa-serial", "chardev": "one", "index": "1"},
+        {"driver": "isa-serial", "chardev": "two"},
+        {"driver": "isa-parallel", "chardev": "three", "iobase": "0x3e8"},
+    ):
+        pc_devices.add_device(board, given)
+    ports = board.vm.ports
+    for port in (0x3F8, 0x2F8):
+        ports.write(port + 7, 1, 0x5A)
+        assert ports.read(port + 7, 1) == 0x5A
+    ports.write(0x2F9, 1, 2)
+    assert board.irqs.pic.chips[0].last & 1 << 3, "the transmitter interrupt of COM2 is IRQ 3"
+    assert ports.read(0x3E8 + 1, 1) == 0xD8
+    for given, message in (
+        ({"driver": "isa-serial"}, "empty char device"),
+        ({"driver": "isa-serial", "chardev": "one", "index": "1"}, "there already"),
+        ({"driver": "isa-serial", "chardev": "one", "index": "4"}, "Max. supported"),
+        ({"driver": "isa-serial", "chardev": "nope"}, "not found"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pc_devices.add_device(board, given)

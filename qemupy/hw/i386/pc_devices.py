@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qemupy import options
 from qemupy.errors import ConfigError
+from qemupy.hw.char.parallel import Parallel
+from qemupy.hw.char.serial import Serial16550
 from qemupy.hw.core import registry
+from qemupy.hw.i386 import pc_isa
 from qemupy.hw.i386.pc_drives import IDE_DEVICES
 from qemupy.hw.isa.debug import DebugCon, DebugExit
 from qemupy.hw.pci import PciDevice
@@ -13,6 +17,8 @@ from qemupy.hw.pci import PciDevice
 if TYPE_CHECKING:
     from qemupy.hw.i386.pc import Pc
 
+# Addresses and interrupts of the numbered serial and parallel ports
+ISA_PORTS = {"isa-serial": pc_isa.SERIAL_PORTS, "isa-parallel": ((0x378, 7), (0x278, 7), (0x3BC, 7))}
 PLACED_BY_BOARD = {"id", "driver", "bus", "bootindex"}
 
 
@@ -28,6 +34,8 @@ def add_device(board: Pc, given: dict[str, str]) -> None:
         _add_debugcon(board, name, given)
     elif kind == "isa-debug-exit":
         _add_debug_exit(board, name, given)
+    elif kind in ISA_PORTS:
+        _add_isa_port(board, kind, given)
     else:
         _add_other(board, kind, name, given)
 
@@ -48,6 +56,32 @@ def _add_debug_exit(board: Pc, name: str, given: dict[str, str]) -> None:
     device = DebugExit(exit=lambda status: vm.request_shutdown("host-debug-exit", status), **values)  # type: ignore[arg-type]
     vm.add(name, device)
     vm.ports.map(device.iobase, device.bank(), device.iosize, name="isa-debug-exit")
+
+
+def _add_isa_port(board: Pc, kind: str, given: dict[str, str]) -> None:
+    """A serial or parallel port: the one with `index=`, or the first that is free; `iobase=` and `irq=` move it."""
+    options.refuse_unknown(given, ("chardev", "index", "iobase", "irq"))
+    if "chardev" not in given:
+        raise ConfigError(f"-device {kind}: Can't create {kind[4:]} device, empty char device")
+    vm, places = board.vm, ISA_PORTS[kind]
+    prefix = kind[4:]
+    free = next((n for n in range(len(places)) if f"{prefix}{n}" not in vm.devices), len(places))
+    index = options.number("index", given.get("index", str(free)))
+    if index >= len(places):
+        raise ConfigError(f"-device {kind}: Max. supported number of ISA {prefix} ports is {len(places)}.")
+    if f"{prefix}{index}" in vm.devices:
+        raise ConfigError(f"-device {kind}: {prefix} port {index} is there already")
+    port = options.number("iobase", given.get("iobase", str(places[index][0])), high=0xFFF8)
+    irq_number = options.number("irq", given.get("irq", str(places[index][1])), high=15)
+    irq = board.irqs.isa(irq_number, pc_isa.FROM_ISA if index < 2 and kind == "isa-serial" else pc_isa.FROM_SECOND)
+    chardev = vm.chardevs.frontend(given["chardev"])
+    device: Serial16550 | Parallel
+    if kind == "isa-serial":
+        device = Serial16550(chardev=chardev, irq=irq, clock=vm.loop.virtual)
+    else:
+        device = Parallel(chardev=chardev, irq=irq)
+    vm.add(f"{prefix}{index}", device)
+    vm.ports.map(port, device.bank(), name=prefix)
 
 
 def _add_other(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
