@@ -60,7 +60,7 @@ class Config:
     boot: dict[str, str] = dataclasses.field(default_factory=dict)
     nographic: bool = False
     display: str = "none"
-    vga: str = "std"
+    vga: str = ""  # "": std, or none with -nodefaults
     nodefaults: bool = False
     name: str = ""
     uuid: str | None = None

@@ -97,7 +97,7 @@ class Pc:
 
     def _add_vga(self) -> None:
         vm = self.vm
-        if vm.config.vga == "none" or vm.config.nodefaults:
+        if (vm.config.vga or ("none" if vm.config.nodefaults else "std")) == "none":
             return
         rom = firmware.load_rom(VGA_BIOS, vm.config.data_dirs)
         vga = VgaCore(memory=vm.accel.memory, pci=self.memory.pci)
