@@ -155,6 +155,8 @@ struct Cpu {
     u64 cc;    /* CF PF AF ZF SF OF in RFLAGS layout, no other bit */
     u64 flags; /* every other RFLAGS bit, bit 1 always set */
 
+    /* The next two are read as one u64: the tag of a decoded block that may be entered without looking. */
+    u32 lookup_gen __attribute__((aligned(8))); /* bumped whenever a mapping may have changed */
     u32 mode;                 /* MODE_*, kept by cpu_update_mode() */
     volatile u32 pending;     /* PEND_*, any thread (atomic or/and) */
     const Insn *cur;          /* the instruction being executed */
@@ -167,7 +169,6 @@ struct Cpu {
     bool halted;              /* HLT; also wait-for-SIPI */
     bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
     u64 icount;               /* instructions retired */
-    u32 lookup_gen;           /* bumped whenever a mapping may have changed: RIP -> block shortcuts are stale */
     void *jmp[5];             /* __builtin_setjmp buffer of the run loop */
 
     Segment seg[SEG_COUNT];

@@ -67,7 +67,8 @@ typedef struct Interp {
 extern Block block_none;     /* matches nothing */
 extern const Insn insn_none; /* length 0: a fault in fetching leaves rip alone */
 
-INLINE u64 block_tag(const Cpu *c) { return (u64)c->mode << 32 | c->lookup_gen; }
+INLINE u64 block_tag(const Cpu *c) { return *(const u64 *)&c->lookup_gen; }
+_Static_assert(offsetof(Cpu, mode) == offsetof(Cpu, lookup_gen) + 4, "lookup_gen and mode make a tag");
 
 /* Finds or builds the block at rip (block.c). NULL: the code is not in RAM or ROM. May raise. */
 Block *block_lookup(Cpu *c);

@@ -11,11 +11,12 @@
  * feature-less instruction becomes op_ud. Also sets INF_END on instructions that must end a block (CORE 6). */
 OpFn ops_integer_resolve(Insn *in, u32 mode); /* interp/int_*.c: arithmetic, moves, strings, near branches, BMI */
 OpFn ops_system_resolve(Insn *in, u32 mode);  /* interp/sys_*.c: segments, far control, CR/DR/MSR, I/O, flags, CPUID */
-OpFn ops_fpu_resolve(Insn *in, u32 mode, const u8 *bytes); /* interp/fpu_*.c: x87, MMX, SSE, AVX, XSAVE, CRC32, AES, SHA */
+OpFn ops_fpu_resolve(Insn *in, u32 mode,
+                     const u8 *bytes); /* interp/fpu_*.c: x87, MMX, SSE, AVX, XSAVE, CRC32, AES, SHA */
 void op_ud(Cpu *c, const Insn *in);
 
 /* Event delivery (interp/sys_event.c). All may raise again (then #DF, triple fault). */
-void exc_dispatch(Cpu *c);                    /* delivers c->exc after exc_raise*() jumped to the run loop */
+void exc_dispatch(Cpu *c);                     /* delivers c->exc after exc_raise*() jumped to the run loop */
 void event_interrupt(Cpu *c, unsigned vector); /* external interrupt or NMI */
 void event_soft_int(Cpu *c, unsigned vector, bool int3_or_into); /* INT n, INT3, INTO from a handler; checks DPL */
 
@@ -30,8 +31,8 @@ void interp_set_stop(Cpu *c, u64 icount); /* ~0: never (the default) */
 u64 interp_icount(const Cpu *c);          /* exact, also in the middle of a block */
 struct Interp *interp_new(void);
 void interp_free(struct Interp *it);
-void interp_flush_all(Cpu *c);     /* drop every block */
-void interp_flush_lookup(Cpu *c);  /* mappings changed: drop RIP->block shortcuts, keep blocks */
+void interp_flush_all(Cpu *c);    /* drop every block */
+void interp_flush_lookup(Cpu *c); /* mappings changed: drop RIP->block shortcuts, keep blocks */
 
 /* Guest FPU state (cpu/fpu.c): live = in host registers. Park before anything that may touch vector registers. */
 void fpu_make_live(Cpu *c);

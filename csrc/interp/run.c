@@ -4,16 +4,18 @@
  * longjmp to the caller of interp_run(); the instructions its block completed are counted on the way back in. */
 #include "interp/trace.h"
 
-/* Instructions of a block left half-way (exception, restart) that did complete. */
-static void count_partial(Cpu *c, Interp *it) {
-    if (!it->running) return;
-    c->icount += (u64)(c->cur - it->running->insn);
+/* Instructions of the running block that are counted but not done: all from cur on. */
+static u64 undone(const Cpu *c, const Block *b) { return b->n - (u64)(c->cur - b->insn); }
+
+/* A block is counted when it is entered; one that was left half-way (exception, restart) is corrected here. */
+static void leave_block(Cpu *c, Interp *it) {
+    if (it->running) c->icount -= undone(c, it->running);
     it->running = NULL;
 }
 
 u64 interp_icount(const Cpu *c) {
     const Block *b = c->interp->running;
-    return c->icount + (b ? (u64)(c->cur - b->insn) : 0);
+    return c->icount - (b ? undone(c, b) : 0);
 }
 
 void interp_set_stop(Cpu *c, u64 icount) { c->interp->stop = c->interp->budget_end = icount; }
@@ -58,6 +60,7 @@ static void exec_step(Cpu *c, Interp *it) {
 
 /* Something other than the next block. True: leave the run loop. */
 static bool run_special(Cpu *c, Interp *it) {
+    it->running = NULL;
     if (c->pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
     else if (cpu_attention(c)) return true;
     if (c->halted || c->icount >= it->budget_end) return true;
@@ -68,7 +71,7 @@ static bool run_special(Cpu *c, Interp *it) {
 
 /* Tracing sets stop to 0 to get here before every block. */
 static bool traced(Cpu *c, Interp *it, const Block *b) {
-    if (!b || it->stop) return false;
+    if (it->stop) return false;
     trace_entered(c, b);
     return c->icount + b->n <= it->budget_end;
 }
@@ -83,10 +86,13 @@ INLINE bool block_matches(const Cpu *c, const Block *b, u64 rip) {
     return likely(b->rip == rip) && likely(b->tag == block_tag(c)) && block_fits(c, b);
 }
 
+/* NULL: there is no block for this (single-step, code outside of RAM). */
 static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
     u64 rip = c->r[R_RIP];
+    if (c->mode & MODE_STEP) return NULL;
     Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
     u32 flushes = it->flushes;
+    it->running = NULL; /* looking up may raise */
     if (!block_matches(c, b, rip)) b = block_lookup(c);
     if (b && prev != &block_none && flushes == it->flushes) {
         prev->succ[1] = prev->succ[0];
@@ -97,27 +103,25 @@ static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
 
 void interp_run(Cpu *c) {
     Interp *it = c->interp;
-    count_partial(c, it);
+    leave_block(c, it);
     it->owner = c;
     it->stop = log_on(LOG_EXEC | LOG_CPU) ? 0 : it->budget_end;
     if (unlikely(it->n_remote)) block_drain_remote(c);
     Block *prev = &block_none;
     for (;;) {
         u64 rip = c->r[R_RIP];
-        Block *b;
-        if (unlikely(cpu_attention(c)) || unlikely(c->mode & MODE_STEP)) {
+        Block *b = NULL;
+        if (likely(!cpu_attention(c))) {
+            if (block_matches(c, prev->succ[0], rip)) b = prev->succ[0];
+            else if (block_matches(c, prev->succ[1], rip)) b = prev->succ[1];
+            else b = find_block(c, it, prev);
+        }
+        if (unlikely(!b) || (unlikely(c->icount + b->n > it->stop) && !traced(c, it, b))) {
             if (run_special(c, it)) return;
             prev = &block_none;
             continue;
         }
-        if (block_matches(c, prev->succ[0], rip)) b = prev->succ[0];
-        else if (block_matches(c, prev->succ[1], rip)) b = prev->succ[1];
-        else b = find_block(c, it, prev);
-        if ((unlikely(!b) || unlikely(c->icount + b->n > it->stop)) && !traced(c, it, b)) {
-            if (run_special(c, it)) return;
-            prev = &block_none;
-            continue;
-        }
+        c->icount += b->n;
         it->running = b;
         const Insn *in = b->insn, *end = in + b->n;
         rip = c->r[R_RIP];
@@ -127,9 +131,8 @@ void interp_run(Cpu *c) {
             c->r[R_RIP] = rip;
             in->fn(c, in);
         } while (++in != end);
-        it->running = NULL;
-        c->icount += b->n;
         prev = b;
-        if (unlikely(b->system) && unlikely(c->halted)) return;
+        if (unlikely(b->system) && unlikely(c->halted)) break;
     }
+    it->running = NULL;
 }

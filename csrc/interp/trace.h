@@ -5,8 +5,8 @@
 #include "base/log.h"
 #include "interp/block.h"
 
-void trace_decoded(Cpu *c, const Block *b, const u8 *bytes); /* -d in_asm: a block was built */
-void trace_entered(Cpu *c, const Block *b);                  /* -d exec, cpu: a block is about to run */
+void trace_decoded(Cpu *c, const Block *b, const u8 *bytes);      /* -d in_asm: a block was built */
+void trace_entered(Cpu *c, const Block *b);                       /* -d exec, cpu: a block is about to run */
 void trace_event(Cpu *c, unsigned vector, u32 error, unsigned i); /* -d int */
 void trace_reset(Cpu *c, const char *why);                        /* -d cpu_reset */
 
