@@ -8,6 +8,7 @@ from qemupy.hw.display import vga_regs as r
 from qemupy.hw.display.vga import VgaCore
 from qemupy.hw.display.vga_pci import VgaPci
 from qemupy.hw.display.vga_render import picture
+from qemupy.hw.i386 import text_mode
 from qemupy.memory import AddressSpace, MemoryRegion, PortSpace, PyCoreMemory
 
 
@@ -249,3 +250,15 @@ def test_pci_registers_and_save(rig: Rig) -> None:
     hit = other.space.find(0xA0000)
     assert hit is not None and hit.direct_write
     assert other.vga.save() == rig.vga.save()
+
+
+def test_text_mode_without_firmware(rig: Rig) -> None:
+    font = bytes(16) + text_mode.SMILE + bytes(range(16)) * 254
+    assert not text_mode.enter(rig.vga, b"no font in here")
+    assert text_mode.enter(rig.vga, b"some code" + font + b"more")
+    rig.space.write(0xB8000, 2, 0x0701)
+    width, height, rgb = picture(rig.vga)
+    assert (width, height) == (720, 400)
+    row = [bool(rgb[(2 * width + x) * 3]) for x in range(9)]
+    assert row == [False, True, True, True, True, True, True, False, False], "the smile's top line, in light grey"
+    assert rgb[(2 * width + 1) * 3] == 42 << 2 | 42 >> 4

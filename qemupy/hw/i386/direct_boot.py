@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from qemupy.hw.acpi import smbios
 from qemupy.hw.acpi.tables import PM_BASE
+from qemupy.hw.i386 import text_mode
 from qemupy.hw.i386.linux_boot import GDT_AT, Load
 from qemupy.hw.i386.pc_memory import GIB4
-from qemupy.hw.pci import PciDevice, regs
+from qemupy.hw.pci import Bar, PciDevice, regs
 
 if TYPE_CHECKING:
     from qemupy.hw.i386.pc import Pc
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 RAM, RESERVED = 1, 2
 RSDP_AT, SMBIOS_AT = 0xF5000, 0xF5100
 EBDA = 0x9FC00
-IO_WINDOW, IO_END, MEMORY_END = 0xC000, 0x10000, 0xFEC00000
+IO_WINDOW, MEMORY_END = 0xC000, 0xFEC00000
 PIRQ_IRQS = (10, 10, 11, 11)
 CODE_RIGHTS, DATA_RIGHTS = 0xC09B, 0xC093
 
@@ -54,6 +55,8 @@ def start(board: Pc, load: Load) -> None:
         board.memory.fill(board.memory.ram, data, address)
     _set_up_pci(board)
     _set_up_interrupts(board)
+    if board.vga is not None:
+        text_mode.enter(board.vga, board.vga_rom)
     vcpu = board.vm.vcpus[0]
     vcpu.set_state(_entry_state(board, vcpu.state(), load))
 
@@ -73,18 +76,30 @@ def _put_tables(board: Pc) -> None:
     memory.fill(memory.ram, gdt, GDT_AT)
 
 
+def _assign(board: Pc, bars: list[tuple[int, Bar]], base: int) -> None:
+    """By falling size, which leaves no gaps."""
+    for devfn, bar in sorted(bars, key=lambda item: (-item[1].size, item[0])):
+        board.bus.config_write(devfn, bar.offset, 4, base)
+        base += bar.size
+
+
+def _below(end: int, bars: list[tuple[int, Bar]]) -> int:
+    """Where a region for them that ends before `end` begins."""
+    if not bars:
+        return end
+    return (end - sum(bar.size for _, bar in bars)) & -max(bar.size for _, bar in bars)
+
+
 def _set_up_pci(board: Pc) -> None:
-    """Resources by falling size, as firmware does, which needs no gaps; then decoding on."""
+    """Ports from C000h up; memory below the IOAPIC, and below it prefetchable memory."""
     config = board.bus
-    bars = [(bar.size, devfn, bar) for devfn, device in config for bar in device.bars if bar.index != regs.ROM_SLOT]
-    io, memory = IO_WINDOW, MEMORY_END
-    for size, devfn, bar in sorted(bars, key=lambda b: (-b[0], b[1])):
-        if bar.is_io:
-            io = -(-io // size) * size
-            address, io = io, io + size
-        else:
-            memory = address = (memory - size) & -size
-        config.config_write(devfn, bar.offset, 4, address)
+    bars = [(devfn, bar) for devfn, device in config for bar in device.bars]
+    _assign(board, [b for b in bars if b[1].is_io], IO_WINDOW)
+    plain = [b for b in bars if not b[1].is_io and not b[1].flags & regs.BAR_PREFETCH]
+    prefetch = [b for b in bars if not b[1].is_io and b[1].flags & regs.BAR_PREFETCH]
+    base = _below(MEMORY_END, plain)
+    _assign(board, plain, base)
+    _assign(board, prefetch, _below(base, prefetch))
     for devfn, device in config:
         _enable(devfn, device)
     config.config_write(8, 0x60, 4, int.from_bytes(bytes(PIRQ_IRQS), "little"))
@@ -98,10 +113,7 @@ def _set_up_pci(board: Pc) -> None:
 
 
 def _enable(devfn: int, device: PciDevice) -> None:
-    command = device.command | (regs.COMMAND_SERR if device.bars else 0)
-    for bar in device.bars:
-        if bar.index != regs.ROM_SLOT:
-            command |= regs.COMMAND_IO if bar.is_io else regs.COMMAND_MEMORY
+    command = device.command | regs.COMMAND_IO | regs.COMMAND_MEMORY | regs.COMMAND_SERR
     device.config_write(regs.COMMAND, 2, command)
     if device.interrupt_pin:
         line = PIRQ_IRQS[(device.interrupt_pin - 1 + (devfn >> 3) - 1) & 3]
@@ -110,11 +122,12 @@ def _enable(devfn: int, device: PciDevice) -> None:
 
 def _set_up_interrupts(board: Pc) -> None:
     """The 8259s at 08h and 70h with the timer, keyboard, cascade, floppy and clock open; IRQ 10 and 11 by level; the
-    timer at 18.2 Hz."""
+    timer at 18.2 Hz; the keyboard controller translating."""
     ports = board.vm.ports
     for port, values in (
         (0x20, (0x11,)), (0x21, (0x08, 0x04, 0x01)), (0xA0, (0x11,)), (0xA1, (0x70, 0x02, 0x01)),
         (0x21, (0xB8,)), (0xA1, (0x8E,)), (0x4D1, (0x0C,)), (0x43, (0x34,)), (0x40, (0, 0)),
+        (0x64, (0x60,)), (0x60, (0x61,)),
     ):  # fmt: skip
         for value in values:
             ports.write(port, 1, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qemupy.errors import ConfigError
-from qemupy.hw.i386 import boot_rom, direct_boot, elf_boot, linux_boot
+from qemupy.hw.i386 import boot_rom, direct_boot, elf_boot, linux_boot, text_mode
 from qemupy.hw.i386.kernel_image import BzImage, ElfKernel, parse, read_file
 from qemupy.hw.i386.linux_boot import Load
 from qemupy.hw.misc import fw_cfg as keys
@@ -31,7 +31,8 @@ def prepare(board: Pc, path: str) -> None:
         raise ConfigError("-append: the command line is too long")
     top, e820 = direct_boot.tables_address(board), direct_boot.memory_map(board)
     if isinstance(kernel, BzImage):
-        load = linux_boot.direct(kernel, initrd, config.append, top, e820, direct_boot.RSDP_AT)
+        screen = board.vga is not None and text_mode.find_font(board.vga_rom) is not None
+        load = linux_boot.direct(kernel, initrd, config.append, top, e820, direct_boot.RSDP_AT, screen)
     else:
         load = elf_boot.pvh(kernel, initrd, config.append, top, e820, direct_boot.RSDP_AT)
     board.vm.after_reset(lambda: direct_boot.start(board, load))

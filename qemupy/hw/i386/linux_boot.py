@@ -38,8 +38,16 @@ def place_initrd(size: int, limit: int, kernel_end: int) -> int:
     return at
 
 
-def direct(kernel: BzImage, initrd: bytes, cmdline: str, top: int, e820: list[tuple[int, int, int]], rsdp: int) -> Load:
-    """Boot parameters and places for RAM that is free up to `top`."""
+def direct(
+    kernel: BzImage,
+    initrd: bytes,
+    cmdline: str,
+    top: int,
+    e820: list[tuple[int, int, int]],
+    rsdp: int,
+    text_screen: bool = False,
+) -> Load:
+    """Boot parameters and places for RAM that is free up to `top`. `text_screen`: the VGA is in 80x25 text mode."""
     command = cmdline.encode() + b"\0"
     if len(command) - 1 > (kernel.u32(0x238) or 255):
         raise ConfigError(f"-append: the kernel takes at most {kernel.u32(0x238)} characters")
@@ -59,6 +67,9 @@ def direct(kernel: BzImage, initrd: bytes, cmdline: str, top: int, e820: list[tu
         pieces.append((at, initrd))
     struct.pack_into("<Q", params, 0x070, rsdp)
     _put_e820(params, e820)
+    if text_screen:  # struct screen_info: mode, columns; rows, VGA, font height
+        params[0x06:0x08] = bytes((3, 80))
+        params[0x0E:0x12] = bytes((25, 1, 16, 0))
     pieces.append((BOOT_PARAMS, bytes(params)))
     return Load(pieces, eip=address, esi=BOOT_PARAMS)
 

@@ -97,6 +97,8 @@ class Pc:
 
     def _add_vga(self) -> None:
         vm = self.vm
+        self.vga: VgaCore | None = None
+        self.vga_rom: bytes | None = None
         if (vm.config.vga or ("none" if vm.config.nodefaults else "std")) == "none":
             return
         rom = firmware.load_rom(VGA_BIOS, vm.config.data_dirs)
@@ -109,6 +111,7 @@ class Pc:
         card = VgaPci(vga=vga, memory=vm.accel.memory, rom=rom)
         self._add_pci("vga-pci", card, 16)
         vm.screen = card
+        self.vga, self.vga_rom = vga, rom
 
     def _add_ide(self) -> None:
         self.ide = IdeDrives(self.vm, self.irqs)
