@@ -17,8 +17,8 @@ MACHINE_LINES = re.compile(
 
 
 def described_machine(text: str) -> list[str]:
-    """The lines about the hardware, sorted, without what two boots of one machine may differ in."""
-    lines = (re.sub(r"0x[0-9A-Fa-f]{8,16}|v\d+ |[\d.]+ MHz", "", line) for line in MACHINE_LINES.findall(text))
+    """The lines about the hardware, sorted, without what the loader decides."""
+    lines = (re.sub(r"0x[0-9A-Fa-f]{8,16}|v\d+ |[\d.]+ MHz|, BIOS .*", "", line) for line in MACHINE_LINES.findall(text))
     return sorted(line.strip() for line in lines)
 
 
