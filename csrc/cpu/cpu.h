@@ -216,6 +216,7 @@ struct Cpu {
     /* counters for `info jit` and tests */
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
 
+    const struct MemRange *last_range; /* where the last translation led; NULL after a flush */
     u64 l2_gen, l2_global_gen, l2_pcid_gen[PCID_SLOTS];
     u64 large_seen[64];       /* bit hash(lin / 2 MiB): a piece of a large page may be in a TLB */
     u64 huge_seen[8];         /* 1 GiB pages of which pieces may be in a TLB, by lin / 1 GiB */

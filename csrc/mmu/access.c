@@ -47,7 +47,7 @@ static void translate(Cpu *c, u64 lin, unsigned access, unsigned mmu, Xlat *x) {
         l2_insert(c, lin, val);
     }
     x->gpa = ((val & PAGE_MASK) | (lin & ~PAGE_MASK)) & c->a20_mask;
-    const MemRange *r = machine_range(c->machine, x->gpa);
+    const MemRange *r = range_of(c, x->gpa);
     x->host = NULL;
     x->slow_write = x->drop = false;
     if (access != ACC_FETCH) tlb_fill(c, lin, val, mmu, r);
@@ -185,7 +185,7 @@ void rmw_slow_begin(Cpu *c, Rmw *m) {
 
 /* The write side of a page whose translation is known. */
 static void resolve_write(Cpu *c, u64 gpa, Xlat *x) {
-    const MemRange *r = machine_range(c->machine, gpa);
+    const MemRange *r = range_of(c, gpa);
     *x = (Xlat){.gpa = gpa};
     if (r->write_upcall || r->kind > RANGE_ROM) return;
     x->drop = r->write_off == ~0ull;

@@ -88,6 +88,7 @@ void tlb_flush_all(Cpu *c) {
     c->l2_global_gen = ++c->l2_gen;
     for (unsigned i = 0; i < ARRAY_LEN(c->large_seen); i++) c->large_seen[i] = 0;
     c->n_huge = 0;
+    c->last_range = NULL;
     c->n_tlb_flush++;
 }
 

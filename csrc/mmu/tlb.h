@@ -37,6 +37,13 @@ void l2_insert(Cpu *c, u64 lin, u64 val);
 /* Fills the first-level entry from a translation. */
 void tlb_fill(Cpu *c, u64 lin, u64 val, unsigned mmu, const MemRange *r);
 
+/* machine_range() with a memory; a changed view flushes every TLB, and this with it. */
+INLINE const MemRange *range_of(Cpu *c, u64 gpa) {
+    const MemRange *r = c->last_range;
+    if (unlikely(!r) || gpa - r->gpa >= r->size) c->last_range = r = machine_range(c->machine, gpa);
+    return r;
+}
+
 INLINE unsigned cpu_pcid(const Cpu *c) { return c->cr4 & CR4_PCIDE ? c->cr3 & 0xfff : 0; }
 
 #endif

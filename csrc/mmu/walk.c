@@ -39,7 +39,7 @@ bool mmu_allowed(const Cpu *c, u64 val, unsigned access, unsigned mmu) {
 }
 
 static u8 *table_host(Cpu *c, u64 gpa, bool write, u64 *ram_off) {
-    const MemRange *r = machine_range(c->machine, gpa);
+    const MemRange *r = range_of(c, gpa);
     if (r->kind != RANGE_RAM && (write || r->kind != RANGE_ROM)) return NULL;
     if (write && (r->write_off != r->ram_off || r->write_upcall)) return NULL;
     *ram_off = r->ram_off + (gpa - r->gpa);
