@@ -170,7 +170,11 @@ QpyVcpu *qpy_vcpu_new(QpyMachine *m, const char *model, char *err, size_t err_si
 void qpy_vcpu_free(QpyVcpu *v); /* not running */
 uint32_t qpy_vcpu_id(QpyVcpu *v);
 uint32_t qpy_vcpu_index(QpyVcpu *v);
-const char *qpy_cpu_model_name(int i); /* NULL after the last */
+const char *qpy_cpu_model_name(int i);   /* NULL after the last */
+const char *qpy_cpu_model_brand(int i);  /* what CPUID calls it; "" if nothing */
+const char *qpy_cpu_feature_name(int i); /* names for +feature; NULL after the last */
+/* The i-th feature asked for that no guest can have here, "CPUID.01H:ECX.monitor [bit 3]"; 0 after the last, else 1. */
+int qpy_vcpu_missing_feature(QpyVcpu *v, int i, char *out, size_t size);
 
 /* Runs guest code on the calling thread, without GIL and BQL, until an exit; returns QPY_EXIT_*. A kick that came while
  * it was not running makes the next call return at once. */

@@ -74,6 +74,7 @@ def run_config(config: Config) -> int:
     vm.set_log_mask(config.log_mask)
     try:
         _build(vm)
+        _warn_of_missing_features(vm)
     except BaseException:
         vm.close()
         raise
@@ -107,6 +108,12 @@ def _build(vm: Vm) -> None:
     with vm.bql, transaction():
         import_module("qemupy.hw.i386.pc").build(vm)
     attach_monitors(vm)
+
+
+def _warn_of_missing_features(vm: Vm) -> None:
+    """All vCPUs are of one model: the first one speaks for them."""
+    for feature in vm.vcpus[0].missing_features():
+        sys.stderr.write(f"qemupy: warning: this host doesn't support requested feature: {feature}\n")
 
 
 def _make_chardevs(vm: Vm) -> None:

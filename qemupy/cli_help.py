@@ -48,9 +48,14 @@ def topic_help(topic: str) -> str:
 
 
 def _cpu_help() -> str:
-    from qemupy.vcpu.interp import cpu_models
+    import textwrap
 
-    return "Available CPUs:\n" + "\n".join(f"x86 {name}" for name in cpu_models())
+    from qemupy.vcpu.interp import cpu_features, cpu_models
+
+    models = "\n".join(f"x86 {name:<20}  {brand}".rstrip() for name, brand in cpu_models())
+    flags = textwrap.fill(" ".join(sorted(cpu_features())), 76, initial_indent="  ", subsequent_indent="  ",
+                          break_on_hyphens=False)  # fmt: skip
+    return f"Available CPUs:\n{models}\n\nRecognized CPUID flags:\n{flags}"
 
 
 def _device_help(argument: str) -> str:

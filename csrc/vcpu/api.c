@@ -100,6 +100,17 @@ void qpy_vcpu_free(QpyVcpu *v) { vcpu_free(v); }
 uint32_t qpy_vcpu_id(QpyVcpu *v) { return v->id; }
 uint32_t qpy_vcpu_index(QpyVcpu *v) { return v->index; }
 const char *qpy_cpu_model_name(int i) { return model_name(i); }
+const char *qpy_cpu_model_brand(int i) { return model_at((unsigned)i)->brand; }
+const char *qpy_cpu_feature_name(int i) { return i + 1 < FEAT_COUNT ? feature_names[i + 1].name : NULL; }
+
+int qpy_vcpu_missing_feature(QpyVcpu *v, int i, char *out, size_t size) {
+    for (unsigned f = 1; f < FEAT_COUNT; f++) {
+        if (!(v->feat_missing[f >> 6] >> (f & 63) & 1) || i-- > 0) continue;
+        model_feature_text(f, out, size);
+        return 1;
+    }
+    return 0;
+}
 
 int qpy_vcpu_run(QpyVcpu *v) { return vcpu_run(v, ~0ull); }
 int qpy_vcpu_run_n(QpyVcpu *v, uint64_t n) {

@@ -47,6 +47,9 @@ class Upcalls:
 class Vcpu(Protocol):
     index: int
 
+    def missing_features(self) -> list[str]:
+        """What `-cpu` asked for and no guest can have on this host, in CPUID's terms."""
+
     def run(self) -> int:
         """Guest code until an exit, without BQL and GIL; an `Exit`."""
 
@@ -105,6 +108,9 @@ class FakeVcpu:
         self.nmis = 0
         self.intr = False
         self._kicked = threading.Event()
+
+    def missing_features(self) -> list[str]:
+        return []
 
     def run(self) -> int:
         if self.exits:

@@ -141,6 +141,13 @@ class InterpVcpu:
             _by_vcpu.append(accel.upcalls)
         _by_vcpu[number] = accel.upcalls
 
+    def missing_features(self) -> list[str]:
+        out = ffi.new("char[]", 128)
+        missing: list[str] = []
+        while lib.qpy_vcpu_missing_feature(self.handle, len(missing), out, 128):
+            missing.append(ffi.string(out).decode())
+        return missing
+
     def run(self) -> int:
         return int(lib.qpy_vcpu_run(self.handle))
 
@@ -235,8 +242,18 @@ class InterpAccel:
             self._machine = None
 
 
-def cpu_models() -> list[str]:
+def cpu_models() -> list[tuple[str, str]]:
+    """Name and brand of every CPU model."""
+    models: list[tuple[str, str]] = []
+    while name := lib.qpy_cpu_model_name(len(models)):
+        brand = lib.qpy_cpu_model_brand(len(models))
+        models.append((ffi.string(name).decode(), ffi.string(brand).decode()))
+    return models
+
+
+def cpu_features() -> list[str]:
+    """The feature names that `-cpu MODEL,+feature` takes."""
     names: list[str] = []
-    while name := lib.qpy_cpu_model_name(len(names)):
+    while name := lib.qpy_cpu_feature_name(len(names)):
         names.append(ffi.string(name).decode())
     return names
