@@ -28,6 +28,7 @@ def compare(program: Path, *options: str, timeout: int) -> dict[str, int]:
 
 
 def check_coverage(counts: dict[str, int]) -> None:
+    assert counts["sequences"] >= 1500 and counts["bad-sequences"] == 0
     assert counts["unimplemented"] == 0
     assert counts["empty"] == 0
     assert counts["long-integer"] >= 600
@@ -36,10 +37,10 @@ def check_coverage(counts: dict[str, int]) -> None:
 
 
 def test_all_forms(hostcmp: Path) -> None:
-    check_coverage(compare(hostcmp, "-n", "16", timeout=120))
+    check_coverage(compare(hostcmp, "-n", "12", "-q", "1500", timeout=120))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_all_forms_thoroughly(hostcmp: Path, seed: int) -> None:
-    check_coverage(compare(hostcmp, "-n", "300", "-s", str(seed), timeout=600))
+    check_coverage(compare(hostcmp, "-n", "200", "-q", "20000", "-s", str(seed), timeout=900))

@@ -8,6 +8,7 @@
 
 #include "cpu/fpu.h"
 #include "cpu/model.h"
+#include "interp/block.h"
 #include "interp/fpu_ops.h"
 #include "memory/state.h"
 
@@ -35,6 +36,9 @@ static void set_features(void) {
 }
 
 static void set_segments(unsigned bits) {
+    static unsigned now;
+    if (now == bits) return;
+    now = bits;
     u16 data = 3 | SR_S | SR_DPL | SR_P, code = 0xb | SR_S | SR_DPL | SR_P;
     for (unsigned i = 0; i < 6; i++) {
         c->seg[i] = (Segment){.limit = 0xffffffff, .sel = 0x2b, .rights = data | SR_DB | SR_G};
@@ -102,15 +106,25 @@ static OpFn resolve(Insn *insn, const u8 *bytes, bool *native) {
     return fn ? fn : ops_fpu_resolve(insn, c->mode, bytes);
 }
 
+static void clear_trap(State *out) {
+    out->trap = NO_TRAP;
+    out->error = 0;
+    out->fault_addr = 0;
+}
+
+static void note_exception(State *out) {
+    out->trap = c->exc.vector;
+    out->error = c->exc.has_error ? c->exc.error : 0;
+    out->fault_addr = c->exc.vector == EXC_PF ? c->exc.addr : 0;
+}
+
 /* True: finished; false: to be restarted at c->r[R_RIP]. Exceptions come back through c->jmp. */
 static bool step(State *out, Insn *insn) {
     c->cur = insn;
     if (__builtin_setjmp(c->jmp)) {
         fpu_park(c);
         if (c->exc.vector == EXC_RESTART) return false;
-        out->trap = c->exc.vector;
-        out->error = c->exc.has_error ? c->exc.error : 0;
-        out->fault_addr = c->exc.vector == EXC_PF ? c->exc.addr : 0;
+        note_exception(out);
         return true;
     }
     c->r[R_RIP] += insn->len;
@@ -123,12 +137,9 @@ bool guest_run(const Code *code, const State *in, State *out, bool *native) {
     Insn insn;
     u8 bytes[32] = {0};
     memcpy(bytes, code->bytes, code->len);
-    static unsigned bits;
-    if (bits != code->bits) set_segments(bits = code->bits);
+    set_segments(code->bits);
     load(in);
-    out->trap = NO_TRAP;
-    out->error = 0;
-    out->fault_addr = 0;
+    clear_trap(out);
     int len = decode_insn(c->mode, c->feat, in->rip, bytes, code->len, &insn);
     if (len <= 0) {
         out->trap = EXC_UD;
@@ -139,4 +150,29 @@ bool guest_run(const Code *code, const State *in, State *out, bool *native) {
     }
     store(out);
     return true;
+}
+
+/* One entry of the run loop. True: done, or an exception. */
+static bool run_loop(State *out, u64 stop) {
+    if (__builtin_setjmp(c->jmp)) {
+        fpu_park(c);
+        if (c->exc.vector == EXC_RESTART) return false;
+        note_exception(out);
+        return true;
+    }
+    interp_run(c);
+    fpu_park(c);
+    return interp_icount(c) >= stop;
+}
+
+void guest_run_sequence(const Code *code, unsigned n, const State *in, State *out) {
+    set_segments(code->bits);
+    load(in);
+    clear_trap(out);
+    memcpy(ram + PAGE_CODE * PAGE_SIZE + (in->rip & ~PAGE_MASK), code->bytes, code->len);
+    interp_flush_all(c);
+    u64 stop = interp_icount(c) + n; /* the last exception may have left a block half counted */
+    interp_set_stop(c, stop);
+    for (unsigned i = 0; i < MAX_STEPS && !run_loop(out, stop); i++) {}
+    store(out);
 }

@@ -32,7 +32,7 @@ typedef struct State {
 } State;
 
 typedef struct Code {
-    u8 bytes[16];
+    u8 bytes[256];
     unsigned len;
     u8 bits;     /* of the code segment: 64, 32 or 16 */
     bool branch; /* stop it by the trap flag: the next instruction is elsewhere */
@@ -44,6 +44,8 @@ void host_run(const Code *code, const State *in, State *out);
 void guest_init(void);
 /* False if the interpreter does not implement the form. */
 bool guest_run(const Code *code, const State *in, State *out, bool *native);
+/* n instructions by the run loop and its block cache. */
+void guest_run_sequence(const Code *code, unsigned n, const State *in, State *out);
 
 /* Random numbers, reproducible from the seed. */
 extern u64 rng_state;
@@ -71,6 +73,9 @@ bool decode(unsigned bits, const u8 *bytes, ZydisDecodedInstruction *zi, ZydisDe
 u64 form_key(const Form *f, const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops);
 
 /* Makes one variant: code bytes and a start state for it. False: this form took no variant. */
+/* A random run of instructions without memory operands, ended by a branch; returns how many. */
+unsigned sequence_make(Code *code, State *st);
+
 bool variant_make(const Form *f, Code *code, State *st);
 
 /* Fills a whole start state with random and edge values. */

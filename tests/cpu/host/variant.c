@@ -343,3 +343,34 @@ bool variant_make(const Form *f, Code *code, State *st) {
     }
     return false;
 }
+
+static bool fits_sequence(const Form *f) {
+    if (f->bits != 64 || is_branch(&f->zi)) return false;
+    for (unsigned i = 0; i < f->zi.operand_count; i++)
+        if (f->ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY) return false;
+    return f->zi.mnemonic != ZYDIS_MNEMONIC_UD0 && f->zi.mnemonic != ZYDIS_MNEMONIC_UD1 &&
+           f->zi.mnemonic != ZYDIS_MNEMONIC_UD2;
+}
+
+/* Few faults by chance: most sequences should run to their end. */
+static bool faults_often(const Form *f) {
+    return f->zi.mnemonic == ZYDIS_MNEMONIC_DIV || f->zi.mnemonic == ZYDIS_MNEMONIC_IDIV;
+}
+
+unsigned sequence_make(Code *code, State *st) {
+    unsigned n = 0, wanted = 4 + below(20);
+    *code = (Code){.bits = 64};
+    while (n < wanted && code->len < 200) {
+        const Form *f = &forms[below(n_forms)];
+        Code one;
+        if (!fits_sequence(f) || (faults_often(f) && chance(90)) || !variant_make(f, &one, st)) continue;
+        memcpy(code->bytes + code->len, one.bytes, one.len);
+        code->len += one.len;
+        n++;
+    }
+    code->bytes[code->len++] = 0xeb; /* jmp to the next instruction: ends the block */
+    code->bytes[code->len++] = 0;
+    state_random(st);
+    if (chance(80)) *(u32 *)(st->fp + 24) |= 0x1f80, *(u16 *)st->fp |= 0x3f, *(u16 *)(st->fp + 2) &= 0x7f3f;
+    return n + 1;
+}
