@@ -15,13 +15,13 @@ typedef int16_t i16;
 typedef int32_t i32;
 typedef int64_t i64;
 
-#define likely(x)   __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-#define COLD        __attribute__((noinline, cold))
-#define NOINLINE    __attribute__((noinline))
-#define INLINE      static inline __attribute__((always_inline))
+#define likely(x)    __builtin_expect(!!(x), 1)
+#define unlikely(x)  __builtin_expect(!!(x), 0)
+#define COLD         __attribute__((noinline, cold))
+#define NOINLINE     __attribute__((noinline))
+#define INLINE       static inline __attribute__((always_inline))
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
-#define BIT(n)      (1ull << (n))
+#define BIT(n)       (1ull << (n))
 
 /* Bits hi..lo of x, right-aligned. */
 #define BITS(x, hi, lo) (((x) >> (lo)) & (BIT((hi) - (lo) + 1) - 1))

@@ -1,5 +1,6 @@
-/* Our own memcpy and friends, without vector registers: gcc calls them wherever it likes, also in the light floors, where
- * the vector registers are the guest's (libc's versions use them). Hidden, so that only the core is bound to them. */
+/* Our own memcpy and friends, without vector registers: gcc calls them wherever it likes, also in the light floors,
+ * where the vector registers are the guest's (libc's versions use them). Hidden, so that only the core is bound to
+ * them. */
 #include <stddef.h>
 
 #define OURS __attribute__((visibility("hidden"), used))

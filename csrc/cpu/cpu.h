@@ -8,6 +8,9 @@
 
 #include "base/common.h"
 
+/* Names in rows and comments in columns: laid out by hand. */
+/* clang-format off */
+
 typedef struct Cpu Cpu;
 typedef struct Insn Insn;
 

@@ -1,8 +1,8 @@
 /* Every CPU feature we know by name, once: F(id, QEMU's name, feature word, bit, kind).
  *
  * Kinds: HOST executes natively and exists only where the host has it; SYS is emulated and always available; NONE is
- * known by name only and never offered to a guest (CORE 13). Bits: Intel SDM vol 2A CPUID, vol 4 IA32_ARCH_CAPABILITIES;
- * AMD APM vol 3 appendix E. Included several times with F defined; hence no include guard. */
+ * known by name only and never offered to a guest (CORE 13). Bits: Intel SDM vol 2A CPUID, vol 4
+ * IA32_ARCH_CAPABILITIES; AMD APM vol 3 appendix E. Included several times with F defined; hence no include guard. */
 
 /* CPUID.1:EDX */
 F(FPU, "fpu", FW_1_EDX, 0, HOST)

@@ -39,10 +39,8 @@ static const u8 not_by_default[] = {FEAT_LA57, FEAT_PKU,      FEAT_HT,        FE
                                     FEAT_IBPB, FEAT_AMD_IBRS, FEAT_AMD_STIBP, FEAT_AMD_SSBD,   FEAT_WBNOINVD};
 
 static void feat_set(u64 *set, unsigned f, bool on) {
-    if (on)
-        set[f >> 6] |= BIT(f & 63);
-    else
-        set[f >> 6] &= ~BIT(f & 63);
+    if (on) set[f >> 6] |= BIT(f & 63);
+    else set[f >> 6] &= ~BIT(f & 63);
 }
 
 static bool host_has(unsigned f) {
@@ -123,10 +121,8 @@ static void model_features(const CpuModel *m, u64 *set, u64 *missing) {
     for (const char *p = m->feats; *p;) {
         size_t n = strcspn(p, " ");
         bool off = *p == '-';
-        if (*p == '*')
-            model_defaults(set);
-        else
-            feat_request(set, missing, feat_find(p + off, n - off), !off);
+        if (*p == '*') model_defaults(set);
+        else feat_request(set, missing, feat_find(p + off, n - off), !off);
         p += n;
         p += strspn(p, " ");
     }

@@ -4,6 +4,9 @@
 
 #include "cpu/cpu.h"
 
+/* Names in rows and comments in columns: laid out by hand. */
+/* clang-format off */
+
 /* FEAT_*: bit numbers in Cpu.feat; FEAT_NONE (0) means "needs nothing". The list is features.h. */
 enum {
     FEAT_NONE = 0,

@@ -5,6 +5,9 @@
 
 #include "cpu/cpu.h"
 
+/* Names in rows and comments in columns: laid out by hand. */
+/* clang-format off */
+
 typedef void (*OpFn)(Cpu *c, const Insn *in);
 
 /* Operand layout. "rm" is the ModRM.rm operand (register or memory) or the implied one (accumulator, opcode register);

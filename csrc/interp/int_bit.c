@@ -204,8 +204,7 @@ OpFn int_bit_resolve(Insn *in, u32 mode) {
     case ZYDIS_MNEMONIC_TZCNT: return tzcnt_table[size];
     case ZYDIS_MNEMONIC_LZCNT: return lzcnt_table[size];
     case ZYDIS_MNEMONIC_POPCNT: return popcnt_table[size];
-    case ZYDIS_MNEMONIC_CRC32:
-        return crc32_table[in->opcode == 0xf0 ? 0 : in->osz == 8 ? 3 : in->osz == 2 ? 1 : 2];
+    case ZYDIS_MNEMONIC_CRC32: return crc32_table[in->opcode == 0xf0 ? 0 : in->osz == 8 ? 3 : in->osz == 2 ? 1 : 2];
     default: return resolve_bmi(in);
     }
 }

@@ -8,8 +8,7 @@ enum { PROTECT_SINGLY = 16 };
 
 static void protect(Machine *m, const u64 *offs, u64 n) {
     for (u32 i = 0; i < m->n_cpus; i++) {
-        if (n > PROTECT_SINGLY)
-            tlb_flush_all(m->cpu[i]);
+        if (n > PROTECT_SINGLY) tlb_flush_all(m->cpu[i]);
         else
             for (u64 k = 0; k < n; k++) tlb_protect_ram_page(m->cpu[i], offs[k]);
     }

@@ -21,10 +21,8 @@ int dma_read(Machine *m, u64 gpa, void *buf, u64 n) {
     for (u8 *out = buf; n; out += part, gpa += part, n -= part) {
         if (gpa >= GPA_END) return memset(out, 0xff, n), -EFAULT;
         const u8 *host = piece(m, gpa, n, false, &part, &ram_off);
-        if (host)
-            memcpy(out, host, part);
-        else
-            memset(out, 0xff, part), result = -EFAULT;
+        if (host) memcpy(out, host, part);
+        else memset(out, 0xff, part), result = -EFAULT;
     }
     return result;
 }

@@ -134,10 +134,8 @@ const MemRange *machine_range(Machine *m, u64 gpa) {
     u32 lo = 0, hi = v->n;
     while (hi - lo > 1) {
         u32 mid = (lo + hi) / 2;
-        if (v->r[mid].gpa <= gpa)
-            lo = mid;
-        else
-            hi = mid;
+        if (v->r[mid].gpa <= gpa) lo = mid;
+        else hi = mid;
     }
     return &v->r[lo];
 }

@@ -37,7 +37,7 @@ void io_out(Cpu *c, u32 port, unsigned n, u32 v);
 void io_in_string(Cpu *c, u32 port, unsigned n, unsigned count, void *buf);
 void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf);
 int io_intack(Cpu *c); /* the 8259's vector, or -1 */
-bool io_ferr(Cpu *c); /* false: nobody listens */
+bool io_ferr(Cpu *c);  /* false: nobody listens */
 void io_apic_eoi(Cpu *c, unsigned vector);
 u64 mmio_read(Cpu *c, u64 gpa, unsigned n);
 void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v);

@@ -18,7 +18,8 @@ MACHINE_LINES = re.compile(
 
 def described_machine(text: str) -> list[str]:
     """The lines about the hardware, sorted, without what the loader decides."""
-    lines = (re.sub(r"0x[0-9A-Fa-f]{8,16}|v\d+ |[\d.]+ MHz|, BIOS .*", "", line) for line in MACHINE_LINES.findall(text))
+    variable = r"0x[0-9A-Fa-f]{8,16}|v\d+ |[\d.]+ MHz|, BIOS .*"
+    lines = (re.sub(variable, "", line) for line in MACHINE_LINES.findall(text))
     return sorted(line.strip() for line in lines)
 
 

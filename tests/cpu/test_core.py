@@ -140,8 +140,8 @@ def test_self_modification_takes_effect_at_once() -> None:
 
 def test_dirty_log() -> None:
     with RawGuest() as guest:
-        guest.start32("mov ecx, 2; again: inc dword ptr [0x200000]; mov byte ptr [0x203fff], 1; out 0x80, al; loop again\n"
-                      "hlt")
+        guest.start32("mov ecx, 2; again: inc dword ptr [0x200000]; mov byte ptr [0x203fff], 1; out 0x80, al\n"
+                      "loop again; hlt")
         base, size = guest.ram_off + 0x200000, 0x5000
         found: list[bytes] = []
         out = ffi.new("uint8_t[5]")

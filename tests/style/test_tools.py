@@ -1,8 +1,11 @@
-"""The tools' verdicts: ruff and mypy --strict."""
+"""The tools' verdicts: ruff, mypy --strict and clang-format."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,3 +21,10 @@ def test_ruff() -> None:
 
 def test_mypy() -> None:
     verdict(sys.executable, "-m", "mypy", "--strict", "qemupy", "qemupy_setup", "configure.py")
+
+
+@pytest.mark.skipif(not shutil.which("clang-format"), reason="clang-format is not installed")
+def test_clang_format() -> None:
+    files = [path for folder in ("csrc", "tests") for path in sorted((ROOT / folder).rglob("*.[ch]"))]
+    assert files
+    verdict("clang-format", "--dry-run", "-Werror", "-ferror-limit=5", *files)
