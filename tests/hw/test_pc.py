@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qemupy.config import Config
+from qemupy.backends.block.open import open_drive
+from qemupy.config import Config, DriveConfig, parse_drive
 from qemupy.errors import ConfigError
 from qemupy.hw.i386 import pc, pc_devices
 from qemupy.hw.i386.pc_memory import split_ram
@@ -30,6 +31,8 @@ def make(tmp_path: object) -> Iterator[Make]:
         config = dataclasses.replace(Config(ram=32 << 20, bios=path), **changes)  # type: ignore[arg-type]
         vm = Vm(config, FakeAccel())
         made.append(vm)
+        for drive in config.drives:
+            vm.drives[drive.id] = open_drive(drive, vm.loop, vm.workers)
         with vm.bql, transaction():
             board = pc.Pc(vm)
         with vm.bql:
@@ -134,6 +137,61 @@ def test_every_device_saves_and_loads(make: Make) -> None:
         saved = device.save()
         other.vm.devices[name].load(saved)
         assert other.vm.devices[name].save() == saved, name
+
+
+def drives(*texts: str) -> tuple[DriveConfig, ...]:
+    taken: list[DriveConfig] = []
+    for text in texts:
+        taken.append(parse_drive(text, taken))
+    return tuple(taken)
+
+
+def test_ide_drives_at_their_places(make: Make) -> None:
+    board = make(
+        drives=drives("file=null-co://,size=1G,index=0", "file=null-co://,size=1G,if=none,id=x", "media=cdrom,index=2"),
+        devices=({"driver": "ide-hd", "drive": "x", "serial": "ABC", "bus": "ide.0"},),
+    )
+    assert [name for name in board.vm.devices if name.startswith("ide.")] == [
+        "ide.0", "ide.1", "ide.0.0", "ide.1.0", "ide.0.1",
+    ]  # fmt: skip
+    assert cmos(board, 0x12) == 0xFF and cmos(board, 0x1B) | cmos(board, 0x1C) << 8 == 2080
+    ports = board.vm.ports
+    ports.write(0x1F6, 1, 0xB0)
+    ports.write(0x1F7, 1, 0xEC)
+    words = ports.read_string(0x1F0, 2, 256)
+    assert words[20:40].replace(b" ", b"") == b"BA" + b"C" and ports.read(0x1F7, 1) == 0x50
+    ports.write(0x176, 1, 0xA0)
+    assert ports.read(0x175, 1) == 0xEB
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ({"driver": "ide-hd"}, "No drive specified"),
+        ({"driver": "ide-hd", "drive": "nope"}, "Can't find value 'nope'"),
+        ({"driver": "ide-hd", "drive": "x", "bus": "ide.0", "unit": "0"}, "unit 0 is in use"),
+        ({"driver": "ide-hd", "drive": "x", "bus": "ide.7"}, "there is no place ide.7"),
+        ({"driver": "ide-hd", "drive": "x", "colour": "red"}, "Property 'ide-hd.colour' not found"),
+        ({"driver": "i440FX"}, "has this device already"),
+        ({"driver": "nonsense"}, "not a valid device model"),
+        ({"driver": "isa-debugcon"}, "empty char device"),
+    ],
+)
+def test_devices_that_cannot_be(make: Make, device: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(drives=drives("file=null-co://,index=0", "file=null-co://,if=none,id=x"), devices=(device,))
+
+
+def test_floppy_type_in_cmos(make: Make) -> None:
+    assert cmos(make(drives=drives("if=floppy")), 0x10) == 0x50
+    board = make(drives=drives("if=floppy,file=null-co://,size=1474560"))
+    assert cmos(board, 0x10) == 0x40 and cmos(board, 0x14) & 0xC1 == 0x01
+    assert b"FDC0" in board.acpi.block and b"FDC0" not in make().acpi.block
+
+
+def test_no_display_without_defaults(make: Make) -> None:
+    assert make().vm.screen is not None and make(nodefaults=True).vm.screen is None
+    assert make(nodefaults=True, vga="std").vm.screen is not None and make(vga="none").vm.screen is None
 
 
 def test_bad_firmware(make: Make, tmp_path: object) -> None:

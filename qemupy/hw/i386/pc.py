@@ -67,9 +67,9 @@ class Pc:
         self.floppies = Floppies(vm, self.irqs, self.dma)
         self._add_power_management()
         self._add_fw_cfg()
-        self._fill_cmos()
         for given in vm.config.devices:
             add_device(self, given)
+        self._fill_cmos()
         if vm.config.kernel is not None:
             kernel_boot.prepare(self, vm.config.kernel)
 
