@@ -28,6 +28,7 @@ class Hmp:
         self.vm = vm
         self.cpu = 0  # the current vCPU
         self.default_format = Format(1, "x", 4)
+        self.ended = False  # quit was entered: no further prompt
         self._out: list[str] = []
         self.history: Callable[[], list[str]] = list
 
@@ -149,4 +150,5 @@ class HmpSession:
 
     def _enter(self, line: str) -> None:
         self._send(self.hmp.execute(line))
-        self._line.show()
+        if not self.hmp.ended:
+            self._line.show()

@@ -42,6 +42,7 @@ def hmp_info(mon: Hmp, item: str | None) -> None:
 
 @hmp("quit|q", "", "", "quit the emulator")
 def hmp_quit(mon: Hmp) -> None:
+    mon.ended = True
     commands.quit(mon.vm)
 
 

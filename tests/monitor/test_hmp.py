@@ -196,8 +196,9 @@ def test_sendkey_presses_in_order_and_releases_in_reverse(mon: Bench) -> None:
     keys: list[tuple[str, bool]] = []
 
     class Keyboard:
-        def key(self, qcode: str, down: bool) -> None:
+        def key(self, qcode: str, down: bool) -> bool:
             keys.append((qcode, down))
+            return True
 
     mon.vm.keyboard = Keyboard()
     mon.vm.loop.virtual.start()

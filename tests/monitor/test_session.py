@@ -105,3 +105,10 @@ def test_tab_completes_and_lists() -> None:
     assert editor.type("\t") == "> system_" and "system_powerdown" in editor.out
     editor.type("r\t\r")
     assert editor.lines == ["system_reset "]
+
+
+def test_no_prompt_after_quit(mon: Bench) -> None:
+    chardev = session(mon)
+    with mon.vm.bql:
+        chardev.feed(b"quit\n")
+    assert bytes(chardev.output) == b"quit\r\n"
