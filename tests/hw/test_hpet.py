@@ -62,6 +62,10 @@ def test_one_shot() -> None:
     assert pc.gsi[20].rises == 1 and not pc.gsi[20].level
     pc.clock.advance(50 * MS)
     assert pc.gsi[20].rises == 1
+    pc.w(T2, hpet.TN_ENABLE | hpet.TN_32BIT | 20 << 9)
+    pc.w(T2, hpet.TN_ENABLE | 20 << 9)
+    pc.clock.advance(50 * MS)
+    assert pc.gsi[20].rises == 1, "a one-shot that is over stays over"
     pc.w(C2, 10)
     pc.w(C2 + 4, 0)
     pc.clock.advance(0)

@@ -200,7 +200,8 @@ class Hpet(Device):
         if new & TN_32BIT:
             comparator.cmp &= 0xFFFFFFFF
             comparator.period &= 0xFFFFFFFF
-        self._arm(n)
+        if (old ^ new) & TN_ENABLE:
+            self._arm(n)  # not otherwise: a one-shot that is over must not fire again
 
     @on_write(*(c + 4 for c in TIMER_CFG), size=4)
     def write_timer_routes(self, value: int) -> None:
