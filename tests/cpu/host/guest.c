@@ -137,6 +137,7 @@ bool guest_run(const Code *code, const State *in, State *out, bool *native) {
     Insn insn;
     u8 bytes[32] = {0};
     memcpy(bytes, code->bytes, code->len);
+    if (code->fs_at) bytes[code->fs_at - 1] = 0x64;
     set_segments(code->bits);
     load(in);
     clear_trap(out);

@@ -34,6 +34,7 @@ typedef struct State {
 typedef struct Code {
     u8 bytes[256];
     unsigned len;
+    u8 fs_at;    /* 1 + index of a GS prefix that the guest sees as FS (the host's FS is libc's), or 0 */
     u8 bits;     /* of the code segment: 64, 32 or 16 */
     bool branch; /* stop it by the trap flag: the next instruction is elsewhere */
 } Code;

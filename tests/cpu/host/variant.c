@@ -328,6 +328,7 @@ static bool try_variant(const Form *f, Code *code, State *st) {
     if (!decode(f->bits, b, &zi, ops)) return false;
     *code = (Code){.len = zi.length, .bits = f->bits, .branch = is_branch(&zi)};
     memcpy(code->bytes, b, zi.length);
+    if (a.gs && chance(50)) code->fs_at = a.a32 ? 2 : 1;
     patch_immediates(f, code, &zi, ops);
     for (unsigned i = 0; i < 16; i++)
         if (pinned.regs >> i & 1) st->gpr[i] = pinned_value(f, pinned.value[i]);
