@@ -4,9 +4,9 @@
 
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14 };
 
-/* B0-3 are only ever set, BD BS BT stay until software clears them. */
+/* B0-3 tell about this exception only; BD BS BT stay until software clears them. */
 static _Noreturn void raise_db(Cpu *c, u64 bits, bool trap) {
-    c->dr[6] |= bits;
+    c->dr[6] = (c->dr[6] & ~15ull) | bits;
     c->dbg_hits = 0;
     c->dbg_tf = false;
     if (trap) exc_raise_trap(c, EXC_DB);

@@ -235,6 +235,7 @@ void exc_dispatch(Cpu *c) {
         return;
     }
     c->n_exc++;
+    c->halted = false; /* a single-step trap after HLT */
     x->keep_rip = false;
     x->delivering = true;
     x->first = (u8)x->vector;

@@ -121,7 +121,7 @@ static bool register_ok(Cpu *c, u32 msr, u64 v) {
     if (mtrr_fixed_index(msr) >= 0) return memory_types_ok(v, false);
     if (msr >= MSR_MTRR_PHYS && msr < MSR_MTRR_PHYS + 16)
         return !(v & ~PHYS_MASK) && (msr & 1 ? !(v & 0x7ff) : memory_type_ok(v & 0xff, false) && !(v & 0xf00));
-    if (msr >= MSR_MC0_CTL && msr < MSR_MC0_CTL + 40) return (msr & 3) == 0 ? mc_ctl_ok(msr, v) : !v;
+    if (msr >= MSR_MC0_CTL && msr < MSR_MC0_CTL + 40) return (msr & 3) > 1 || ((msr & 3) ? !v : mc_ctl_ok(msr, v));
     switch (msr) {
     case MSR_SPEC_CTRL: return !(v & ~7ull);
     case MSR_PAT: return memory_types_ok(v, true);
