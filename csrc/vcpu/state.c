@@ -13,18 +13,16 @@ _Static_assert(sizeof(((QpyCpuState *)0)->fpu) == XSAVE_BYTES, "same layout");
 
 /* Fields of the same name and shape on both sides. */
 /* clang-format off */
-#define PLAIN_FIELDS(X)                                                                                                \
-    X(pkru) X(cr0) X(cr2) X(cr3) X(cr4) X(efer) X(xcr0) X(star) X(lstar) X(cstar) X(sfmask) X(kernel_gs_base)          \
-    X(tsc_aux) X(sysenter_cs) X(sysenter_esp) X(sysenter_eip) X(pat) X(misc_enable) X(tsc_adjust) X(tsc_deadline)      \
-    X(spec_ctrl) X(tsc_offset) X(mtrr_def) X(mcg_cap) X(mcg_status) X(mcg_ctl) X(smbase) X(feature_control) X(icount)  \
-    X(halted) X(nmi_masked) X(cpl)
+#define PLAIN_FIELDS(X) \
+    X(pkru) X(cr0) X(cr2) X(cr3) X(cr4) X(efer) X(xcr0) X(star) X(lstar) X(cstar) X(sfmask) X(kernel_gs_base) \
+    X(tsc_aux) X(sysenter_cs) X(sysenter_esp) X(sysenter_eip) X(pat) X(misc_enable) X(tsc_adjust) X(tsc_deadline) \
+    X(spec_ctrl) X(tsc_offset) X(mtrr_def) X(mcg_cap) X(mcg_status) X(mcg_ctl) X(smbase) X(feature_control) \
+    X(icount) X(halted) X(nmi_masked) X(cpl)
 #define ARRAY_FIELDS(X) X(dr) X(pdpte) X(mtrr_fixed) X(mtrr_phys) X(mc_banks) X(seg)
-
 #define FPU_FIELDS(X) X(fop) X(fcs) X(fds) X(fip) X(fdp)
-
-#define APIC_FIELDS(X)                                                                                                 \
-    X(base) X(tpr) X(ldr) X(dfr) X(svr) X(esr) X(icr_low) X(icr_high) X(timer_initial) X(timer_divide) X(timer_start)  \
-    X(intr_line) X(wait_sipi) X(sipi_vector)
+#define APIC_FIELDS(X) \
+    X(base) X(tpr) X(ldr) X(dfr) X(svr) X(esr) X(icr_low) X(icr_high) X(timer_initial) X(timer_divide) \
+    X(timer_start) X(intr_line) X(wait_sipi) X(sipi_vector)
 #define APIC_ARRAYS(X) X(isr) X(tmr) X(irr)
 /* clang-format on */
 
