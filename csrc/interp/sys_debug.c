@@ -25,7 +25,7 @@ void debug_before_insn(Cpu *c) {
     c->ss_shadow = false;
     c->dbg_tf = c->flags & FL_TF;
     c->dbg_rf = c->flags & FL_RF;
-    c->dbg_hits = 0;
+    if (!shadow) c->dbg_hits = 0; /* what MOV SS met is reported after this instruction */
     if (c->flags & FL_RF || shadow) return;
     u64 hits = matching_code_breakpoints(c);
     if (unlikely(hits)) raise_db(c, hits, false);

@@ -1,12 +1,15 @@
 /* What the processor tells and is told outside the control registers: CPUID, RDMSR and WRMSR, time-stamp counter, XCR0,
  * PKRU (Intel SDM vol 2). */
 #include "interp/sys.h"
+#include "apic/apic.h"
 
 #include <Zydis/Zydis.h>
 
 static void op_cpuid(Cpu *c, const Insn *in) {
     u32 r[4];
-    cpuid_query(c, (u32)c->r[R_RAX], (u32)c->r[R_RCX], r);
+    u32 leaf = (u32)c->r[R_RAX];
+    cpuid_query(c, leaf, (u32)c->r[R_RCX], r);
+    if (leaf == 1 && !(c->apic->base & APIC_BASE_ENABLE)) r[3] &= ~(1u << 9); /* SDM vol 3A 10.4.3 */
     c->r[R_RAX] = r[0];
     c->r[R_RBX] = r[1];
     c->r[R_RCX] = r[2];
