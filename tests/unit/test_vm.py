@@ -32,13 +32,13 @@ class Harness:
         self.vm.add_vcpu("qemu64")
         self.vm.add_vcpu("qemu64")
 
-    def run(self, *steps: Callable[[], None]) -> int:
-        """Run the machine; the steps happen one by one in its main loop, 20 ms apart."""
+    def run(self, *steps: Callable[[], bool | None]) -> int:
+        """Run the machine; the steps happen one by one in its main loop, one that answers False once more later."""
 
         def feed() -> None:
             for step in steps:
-                time.sleep(0.02)
-                self.vm.loop.post(step)
+                while self._step(step) is False:
+                    pass
 
         feeder = threading.Thread(target=feed)
         feeder.start()
@@ -49,13 +49,33 @@ class Harness:
         feeder.join()
         return status
 
+    def _step(self, step: Callable[[], bool | None]) -> bool | None:
+        answers: list[bool | None] = []
+        tried = threading.Event()
+
+        def attempt() -> None:
+            try:
+                answers.append(step())
+            finally:
+                tried.set()
+
+        time.sleep(0.02)
+        self.vm.loop.post(attempt)
+        tried.wait(10)
+        return answers[0] if answers else None
+
 
 def test_power_on_stop_cont_shutdown() -> None:
     h = Harness()
     seen: list[tuple[RunState, bool]] = []
 
-    def look() -> None:
-        seen.append((h.vm.run_state, any(t.running for t in h.vm.manager.threads)))
+    def look() -> bool:
+        """The threads need a moment to get going."""
+        running = any(t.running for t in h.vm.manager.threads)
+        if running != h.vm.running:
+            return False
+        seen.append((h.vm.run_state, running))
+        return True
 
     status = h.run(look, h.vm.stop, look, h.vm.cont, look, lambda: h.vm.request_shutdown("host-ui", 3))
     assert status == 3 and [v.resets for v in h.accel.vcpus] == [1, 1]
