@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,11 @@ class RawGuest:
         gate = handler & 0xFFFF | 8 << 16 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48
         self.put(IDT + 16 * vector, gate.to_bytes(8, "little") + (handler >> 32).to_bytes(8, "little"))
 
+    def gate32(self, vector: int, handler: int) -> None:
+        """An interrupt gate of the 32-bit IDT."""
+        gate = handler & 0xFFFF | 8 << 16 | 0x8E00 << 32 | (handler >> 16) << 48
+        self.put(IDT + 8 * vector, gate.to_bytes(8, "little"))
+
     # Running
 
     def run_clock(self, running: bool = True) -> None:
@@ -199,6 +205,22 @@ class RawGuest:
     def run(self, limit: int = 10_000_000) -> int:
         """Until HLT or at most `limit` instructions; the exit reason."""
         return int(lib.qpy_vcpu_run_n(self.vcpu, limit))
+
+    def run_threads(self, done: Callable[[], bool], seconds: float = 20) -> None:
+        """All vCPUs on threads of their own, HLT and all, until `done`; then they are kicked."""
+        reasons: list[int] = []
+        threads = [threading.Thread(target=lambda v=v: reasons.append(lib.qpy_vcpu_run(v))) for v in self.vcpus]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + seconds
+        while not done() and time.monotonic() < end and len(reasons) < len(threads):
+            time.sleep(0.001)
+        for vcpu in self.vcpus:
+            lib.qpy_vcpu_kick(vcpu)
+        for thread in threads:
+            thread.join()
+        assert done(), f"not done; exits {reasons}, rip {self.reg('rip'):#x}"
+        assert reasons == [lib.QPY_EXIT_KICK] * len(threads)
 
     def run_to_halt(self, limit: int = 10_000_000) -> None:
         reason = self.run(limit)
