@@ -51,9 +51,9 @@ def test_reset_state_and_registers() -> None:
 
 @pytest.mark.parametrize("wait", ["hlt", "again: cmp dword ptr [0x3000], 0; je again"])
 def test_one_shot_timer_fires_on_time(wait: str) -> None:
-    """A millisecond, asleep in HLT or busy; the latency is the best of five."""
+    """A millisecond, asleep in HLT or busy; the latency is the best of many, since the host may be busy."""
     best = 1 << 62
-    for _ in range(5):
+    for _ in range(50):
         with RawGuest() as guest:
             start(guest, ENABLE + "mov dword ptr [0xfee003e0], 0xb; mov dword ptr [0xfee00320], 0x40\n"
                   f"rdtsc; mov ebp, eax; mov dword ptr [0xfee00380], 1000000; sti; {wait}\n"
@@ -64,6 +64,8 @@ def test_one_shot_timer_fires_on_time(wait: str) -> None:
             taken = guest.reg("rax")
             assert taken >= 1_000_000
             best = min(best, taken)
+        if best < 1_200_000:
+            break
     assert best < 1_200_000
 
 
@@ -89,7 +91,8 @@ def test_periodic_timer_coalesces_missed_ticks() -> None:
 def test_tsc_deadline() -> None:
     with RawGuest(model="max") as guest:
         start(guest, ENABLE + "mov dword ptr [0xfee00320], 0x40040; mfence\n"
-              "rdtsc; add eax, 700000; adc edx, 0; mov ecx, 0x6e0; wrmsr; sti; hlt; rdmsr; or eax, edx" + FINISH, (0x40,))
+              "rdtsc; add eax, 700000; adc edx, 0; mov ecx, 0x6e0; wrmsr; sti; hlt; rdmsr; or eax, edx"
+              + FINISH, (0x40,))
         finish(guest)
         assert log(guest) == [0x40]
         assert guest.reg("rax") == 0
@@ -164,7 +167,8 @@ def test_x2apic() -> None:
         start(guest, "mov ecx, 0x1b; rdmsr; or eax, 0x400; wrmsr\n"
               "mov ecx, 0x802; rdmsr; mov esi, eax; mov ecx, 0x80d; rdmsr; mov edi, eax\n"
               "mov ecx, 0x80f; mov eax, 0x1ff; xor edx, edx; wrmsr\n"
-              "mov ecx, 0x80e; rdmsr; mov ecx, 0x808; mov eax, 0x100; wrmsr; mov ecx, 0x1b; mov eax, 0xfee00900; wrmsr\n"
+              "mov ecx, 0x80e; rdmsr; mov ecx, 0x808; mov eax, 0x100; wrmsr\n"
+              "mov ecx, 0x1b; mov eax, 0xfee00900; wrmsr\n"
               "mov ebx, [0x3000]; mov dword ptr [0x3000], 0; mov ecx, 0x83f; mov eax, 0x50; wrmsr; sti; nop; nop; hlt",
               x0d=gp, x50=f"mov dword ptr [{LOG}], 0x50; mov ecx, 0x80b; xor eax, eax; xor edx, edx; wrmsr; iret")
         guest.run_to_halt()
