@@ -135,6 +135,30 @@ void qpy_dirty_log(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, i
 /* Writes one byte per page to out (1: written since the last call) and clears; returns the number of dirty pages. */
 int64_t qpy_dirty_fetch(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, uint8_t *out); /* [BQL] */
 
+/* Bytes of the RAM space that lie in a file; all page aligned. Tables are sorted by ram_off, without overlaps; what no
+ * extent covers is zero. */
+typedef struct QpyRamExtent {
+    uint64_t ram_off, size, file_off;
+    int32_t fd;
+} QpyRamExtent;
+/* Replaces all RAM and ROM contents. map: by mapping the files copy-on-write where possible; they must then not change
+ * or shrink there until qpy_ram_detach or the next load. Else, and where mapping fails, by reading; an error of a read
+ * asked for (map = 0) leaves everything as it was. Every dirty log sees every page written. */
+int qpy_ram_load(QpyMachine *m, const QpyRamExtent *extents, uint32_t n, int map); /* [BQL] vCPUs paused */
+/* Puts the pages that `client` saw written since its last fetch back to what the extents hold; they count as clean for
+ * it afterwards. Returns their number; -E2BIG if there are more than `limit` pages; on any error nothing changed. */
+int64_t qpy_ram_restore(QpyMachine *m, int client, const QpyRamExtent *extents, uint32_t n,
+                        uint64_t limit); /* [BQL] vCPUs paused */
+/* One byte to out for each granule (whole pages) of the stretch: 1 if it holds anything but zeros. */
+int qpy_ram_nonzero(QpyMachine *m, uint64_t ram_off, uint64_t size, uint64_t granule, uint8_t *out); /* [any] */
+/* Makes mapped pages plain memory with the same content. -EIO: one of them cannot be read; it is as it was. */
+int qpy_ram_detach(QpyMachine *m, uint64_t ram_off, uint64_t size); /* [BQL] vCPUs paused, no DMA in flight */
+/* A mapped page that cannot be read in adds 1 to the eventfd. A guest instruction that touched it exits with
+ * QPY_EXIT_PAGEIN and starts again when run again; for anybody else the page has become zeros and counts as lost.
+ * Returns the failures since the last call. */
+void qpy_pagein_watch(QpyMachine *m, int fd);                /* [BQL] */
+uint32_t qpy_pagein_failures(QpyMachine *m, uint32_t *lost); /* [BQL] */
+
 /* Doorbell: a guest write of `size` bytes (0: any) to this address adds 1 to an eventfd instead of an upcall. */
 int qpy_doorbell_add(QpyMachine *m, int mmio, uint64_t addr, uint32_t size, int match, uint64_t value,
                      int fd);                                                                              /* [BQL] */
@@ -162,7 +186,8 @@ enum {
     QPY_EXIT_SHUTDOWN = 2, /* triple fault */
     QPY_EXIT_DEBUG = 4,    /* debugger breakpoint or step */
     QPY_EXIT_ERROR = 5,    /* the core cannot go on; see the log */
-    QPY_EXIT_HALT = 6      /* only with a budget: halted, nothing pending */
+    QPY_EXIT_HALT = 6,     /* only with a budget: halted, nothing pending */
+    QPY_EXIT_PAGEIN = 7    /* a page of RAM mapped from a file cannot be read; running again tries it again */
 };
 
 /* model: "qemu64", "max", ..., optionally followed by ",+feature,-feature". On failure NULL and a message in err. */
@@ -170,9 +195,10 @@ QpyVcpu *qpy_vcpu_new(QpyMachine *m, const char *model, char *err, size_t err_si
 void qpy_vcpu_free(QpyVcpu *v); /* not running */
 uint32_t qpy_vcpu_id(QpyVcpu *v);
 uint32_t qpy_vcpu_index(QpyVcpu *v);
-const char *qpy_cpu_model_name(int i);   /* NULL after the last */
-const char *qpy_cpu_model_brand(int i);  /* what CPUID calls it; "" if nothing */
-const char *qpy_cpu_feature_name(int i); /* names for +feature; NULL after the last */
+const char *qpy_cpu_model_name(int i);       /* NULL after the last */
+const char *qpy_cpu_model_brand(int i);      /* what CPUID calls it; "" if nothing */
+const char *qpy_cpu_feature_name(int i);     /* names for +feature; NULL after the last */
+int qpy_vcpu_has_feature(QpyVcpu *v, int i); /* the feature with that number is offered to the guest */
 /* The i-th feature asked for that no guest can have here, "CPUID.01H:ECX.monitor [bit 3]"; 0 after the last, else 1. */
 int qpy_vcpu_missing_feature(QpyVcpu *v, int i, char *out, size_t size);
 
@@ -244,6 +270,7 @@ typedef struct QpyVcpuStats {
 } QpyVcpuStats;
 
 void qpy_vcpu_get_state(QpyVcpu *v, QpyCpuState *out);
+int qpy_cpu_state_check(const QpyCpuState *in);            /* what set_state would answer */
 int qpy_vcpu_set_state(QpyVcpu *v, const QpyCpuState *in); /* -EINVAL if it cannot be a CPU's state */
 void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out);
 

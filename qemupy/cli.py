@@ -75,6 +75,7 @@ def run_config(config: Config) -> int:
     try:
         _build(vm)
         _warn_of_missing_features(vm)
+        begin = _begin(vm)
     except BaseException:
         vm.close()
         raise
@@ -83,15 +84,18 @@ def run_config(config: Config) -> int:
             file.write(f"{os.getpid()}\n")
     _end_on_signals(vm)
     sys.setswitchinterval(1e-4)
-    return vm.run(_incoming(vm, config.incoming))
+    return vm.run(begin)
 
 
-def _incoming(vm: Vm, uri: str | None) -> Callable[[], bool] | None:
-    if uri is None:
+def _begin(vm: Vm) -> Callable[[], None] | None:
+    """What happens in place of starting a machine that was just switched on."""
+    if vm.config.incoming is None:
         return None
-    from qemupy.migration.uri import incoming
+    from qemupy.migration.incoming import Incoming
 
-    return lambda: incoming(vm, uri)
+    with _blame(f"-incoming {vm.config.incoming}"):
+        incoming = vm.services[Incoming] = Incoming(vm, vm.config.incoming)
+    return incoming.begin
 
 
 def _build(vm: Vm) -> None:

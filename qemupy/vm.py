@@ -15,13 +15,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from qemupy import trace
 from qemupy.backends.chardev import CharBackend
 from qemupy.backends.chardev.options import Chardevs
 from qemupy.config import Config
 from qemupy.hw.core import Device, State
+from qemupy.main_loop.jobs import Jobs
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
 from qemupy.memory import AddressSpace, GuestRam, MemoryRegion, PortSpace
@@ -30,6 +31,8 @@ from qemupy.vcpu.threads import VcpuManager
 
 if TYPE_CHECKING:
     from qemupy.backends.block.drive import Drive
+
+T = TypeVar("T")
 
 
 class RunState(enum.StrEnum):
@@ -42,6 +45,8 @@ class RunState(enum.StrEnum):
     DEBUG = "debug"
     IO_ERROR = "io-error"
     INTERNAL_ERROR = "internal-error"
+    INMIGRATE = "inmigrate"
+    FINISH_MIGRATE = "finish-migrate"
     POSTMIGRATE = "postmigrate"
     RESTORE_VM = "restore-vm"
     SAVE_VM = "save-vm"
@@ -69,6 +74,7 @@ class Vm:
         self.loop.on_exception = self.fail
         self.loop.virtual.core = accel.clock
         self.workers = Workers(self.loop)
+        self.jobs = Jobs(self.loop, self.workers)
         self.chardevs = Chardevs(self.loop)
         self.chardevs.on_quit = lambda: self.request_shutdown("host-ui")
         self.drives: dict[str, Drive] = {}
@@ -87,6 +93,7 @@ class Vm:
         self.monitored = False  # somebody could look at a stopped machine
         self.roms: list[tuple[int, int, str]] = []  # (address, size, name), for `info roms`
         self.user_ids: set[str] = set()  # names of devices that came from -device id=
+        self.services: dict[Any, object] = {}
         self.a20 = True
         self._closers: list[Callable[[], None]] = []
         self._resets: list[Callable[[], None]] = []
@@ -152,6 +159,13 @@ class Vm:
                 return self.drives[config.id]
         return None
 
+    def service(self, make: Callable[[Vm], T]) -> T:
+        """The one thing of its kind that a higher part of the program keeps for this machine, made when first asked
+        for."""
+        if make not in self.services:
+            self.services[make] = make(self)
+        return cast(T, self.services[make])
+
     @property
     def vcpus(self) -> list[Vcpu]:
         return self.manager.vcpus
@@ -162,15 +176,16 @@ class Vm:
     def running(self) -> bool:
         return self.run_state == RunState.RUNNING
 
-    def run(self, incoming: Callable[[], bool] | None = None) -> int:
-        """Power on and stay in the main loop until the machine ends; the exit status. `incoming` makes the machine,
-        just reset, another one, and says whether that one was running."""
+    def run(self, begin: Callable[[], None] | None = None) -> int:
+        """Power on and stay in the main loop until the machine ends; the exit status. `begin`, instead of starting the
+        vCPUs, makes the machine, just reset, a saved one, and lets it go on."""
         try:
             with self.bql:
                 self.reset()
                 self.manager.start_threads()
-                go_on = incoming() if incoming is not None else True
-                if go_on and not self.config.paused:
+                if begin is not None:
+                    begin()
+                elif not self.config.paused:
                     self.cont()
             self.loop.run()
         finally:
@@ -232,6 +247,9 @@ class Vm:
         self.loop.post(self._serve_requests)
 
     def _serve_requests(self) -> None:
+        if self.jobs.stepping:  # a job turns the loop to drain the disks: it comes first
+            self.loop.post(self._serve_requests)
+            return
         while self._requests:
             serve = self._requests.pop(0)
             self.manager.wait_idle()
@@ -253,6 +271,8 @@ class Vm:
         """The guest powered off (`guest-shutdown`), or the host wants the end (`host-signal`, `host-ui`)."""
 
         def serve() -> None:
+            self.jobs.cancel()
+            self.jobs.run_to_end()
             self.exit_status = status
             if self.config.shutdown or reason.startswith("host"):
                 self.stop(RunState.SHUTDOWN)
@@ -301,6 +321,8 @@ class Vm:
     def close(self) -> None:
         """Complete and flush what the guest wrote, end the threads, give the terminal back."""
         with self.bql:
+            self.jobs.cancel()
+            self.jobs.run_to_end()
             self.manager.end()
             self.loop.virtual.stop()
             self.drain()

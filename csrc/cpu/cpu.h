@@ -110,7 +110,7 @@ enum {
 };
 
 /* Cpu.exit_reason set by instructions; the values of QPY_EXIT_* (api.h). */
-enum { EXIT_SHUTDOWN = 2 /* triple fault */ };
+enum { EXIT_SHUTDOWN = 2 /* triple fault */, EXIT_PAGEIN = 7 /* a page of RAM cannot be read in */ };
 
 #define EXC_RESTART 0xffu /* ExcState.vector of exc_restart(): nothing to deliver */
 

@@ -49,6 +49,9 @@ typedef struct Machine {
     volatile u32 excl;  /* an exclusive section is on or asked for */
     volatile u32 pause; /* how many want the vCPUs parked */
 
+    volatile u32 pagein_failed, pagein_lost; /* memory/pagein.c */
+    i32 pagein_fd;
+
     /* Set by apic/: tried before the upcall. */
     bool (*local_mmio)(Cpu *c, u64 gpa, unsigned n, u64 *v, bool write);
     struct ApicTimers *timers;

@@ -4,6 +4,8 @@
 #include "base/bql.h"
 #include "base/log.h"
 #include "cpu/model.h"
+#include "memory/pagein.h"
+#include "memory/ram_map.h"
 #include "memory/safepoint.h"
 #include "mmu/mmu.h"
 #include "vcpu/vcpu.h"
@@ -15,6 +17,8 @@
 _Static_assert(sizeof(QpyUpcalls) == sizeof(Upcalls), "same layout");
 _Static_assert(sizeof(QpyMemRange) == sizeof(MemRange), "same layout");
 _Static_assert(offsetof(QpyMemRange, write_upcall) == offsetof(MemRange, write_upcall), "same layout");
+_Static_assert(sizeof(QpyRamExtent) == sizeof(RamExtent), "same layout");
+_Static_assert((int)QPY_EXIT_PAGEIN == (int)EXIT_PAGEIN, "same numbers");
 _Static_assert(sizeof(QpyBqlStats) == sizeof(BqlStats), "same layout");
 _Static_assert((int)QPY_LOG_FPU == (int)LOG_FPU && (int)QPY_EXIT_HALT == (int)EXIT_HALT, "same numbers");
 
@@ -36,7 +40,10 @@ int qpy_bql_held(void) { return bql_held(); }
 void qpy_bql_stats(QpyBqlStats *out, int reset) { bql_stats((BqlStats *)out, reset != 0); }
 
 QpyMachine *qpy_machine_new(QpyClock *clock, uint64_t max_ram) { return machine_new(clock, max_ram); }
-void qpy_machine_free(QpyMachine *m) { machine_free(m); }
+void qpy_machine_free(QpyMachine *m) {
+    pagein_unwatch(m);
+    machine_free(m);
+}
 void qpy_machine_set_upcalls(QpyMachine *m, const QpyUpcalls *up) { memcpy(&m->up, up, sizeof m->up); }
 void qpy_machine_set_tsc_hz(QpyMachine *m, uint64_t hz) { machine_set_tsc_hz(m, hz); }
 int64_t qpy_ram_alloc(QpyMachine *m, uint64_t size) { return machine_ram_alloc(m, size); }
@@ -72,6 +79,21 @@ void qpy_dirty_log(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, i
 int64_t qpy_dirty_fetch(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, uint8_t *out) {
     return ram_in_bounds(m, ram_off, size) ? dirty_fetch(m, client, ram_off, size, out) : -EFAULT;
 }
+
+int qpy_ram_load(QpyMachine *m, const QpyRamExtent *extents, uint32_t n, int map) {
+    return ram_load(m, (const RamExtent *)extents, n, map != 0);
+}
+int64_t qpy_ram_restore(QpyMachine *m, int client, const QpyRamExtent *extents, uint32_t n, uint64_t limit) {
+    return ram_restore(m, client, (const RamExtent *)extents, n, limit);
+}
+int qpy_ram_nonzero(QpyMachine *m, uint64_t ram_off, uint64_t size, uint64_t granule, uint8_t *out) {
+    if (!ram_in_bounds(m, ram_off, size) || (ram_off | size | granule) & ~PAGE_MASK || !granule) return -EINVAL;
+    ram_nonzero(m, ram_off, size, granule, out);
+    return 0;
+}
+int qpy_ram_detach(QpyMachine *m, uint64_t ram_off, uint64_t size) { return ram_detach(m, ram_off, size); }
+void qpy_pagein_watch(QpyMachine *m, int fd) { pagein_watch(m, fd); }
+uint32_t qpy_pagein_failures(QpyMachine *m, uint32_t *lost) { return pagein_failures(m, lost); }
 
 static Doorbell doorbell(int mmio, u64 addr, u32 size, int match, u64 value, int fd) {
     return (Doorbell){.addr = addr, .value = value, .fd = fd, .size = (u8)size, .mmio = mmio != 0, .match = match != 0};
@@ -111,6 +133,8 @@ int qpy_vcpu_missing_feature(QpyVcpu *v, int i, char *out, size_t size) {
     }
     return 0;
 }
+
+int qpy_vcpu_has_feature(QpyVcpu *v, int i) { return i + 1 < FEAT_COUNT && cpu_has(v, (unsigned)i + 1); }
 
 int qpy_vcpu_run(QpyVcpu *v) { return vcpu_run(v, ~0ull); }
 int qpy_vcpu_run_n(QpyVcpu *v, uint64_t n) {

@@ -88,6 +88,8 @@ static bool plausible(const QpyCpuState *s) {
     return s->apic.timer_start >= -1;
 }
 
+int qpy_cpu_state_check(const QpyCpuState *s) { return plausible(s) ? 0 : -EINVAL; }
+
 int qpy_vcpu_set_state(QpyVcpu *c, const QpyCpuState *s) {
     if (!plausible(s)) return -EINVAL;
     memcpy(c->r, s->gpr, sizeof s->gpr);

@@ -7,6 +7,8 @@ knows the flat view as ranges of guest-physical pages that point into it (csrc/m
 from __future__ import annotations
 
 import dataclasses
+import enum
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -35,6 +37,25 @@ class RamBlock:
     size: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RamExtent:
+    """Page-aligned bytes of RAM space that lie in a file. Tables of them are sorted by `ram_off`; what no extent covers
+    is zero."""
+
+    ram_off: int
+    size: int
+    fd: int
+    file_off: int
+
+
+class DirtyClient(enum.IntEnum):
+    """Who logs writes to RAM (csrc/api.h)."""
+
+    VGA = 0
+    SNAPSHOT = 1
+    MIGRATION = 2
+
+
 class CoreMemory(Protocol):
     blocks: list[RamBlock]
     """Every block taken, in order of their offsets."""
@@ -54,6 +75,36 @@ class CoreMemory(Protocol):
 
     def changed(self, offset: int, size: int) -> None:
         """Somebody wrote through `view` while no vCPU ran: mark dirty, invalidate decoded code. With the BQL held."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM space taken so far."""
+
+    def dirty_log(self, client: DirtyClient, on: bool) -> None:
+        """Begin (clean) or end to log writes to all of RAM space. With the BQL held, as all that follow."""
+
+    def dirty_fetch(self, client: DirtyClient) -> bytes:
+        """One byte for each page, 1 where it was written since the last fetch; the log is clean again."""
+
+    def nonzero(self, offset: int, size: int, granule: int = PAGE) -> bytes:
+        """One byte for each granule (whole pages) of the stretch, 1 where it holds more than zeros. On any thread."""
+
+    def load(self, extents: Sequence[RamExtent], map: bool) -> None:
+        """Replace all of RAM space, vCPUs paused. `map`: copy-on-write mappings of the files, which must not change
+        there until `detach`. OSError: a file cannot be read; without `map` nothing has changed then."""
+
+    def restore(self, client: DirtyClient, extents: Sequence[RamExtent], limit: int) -> int | None:
+        """Put the pages that `client` saw written back to what the extents hold, vCPUs paused; how many, or None if
+        there are more than `limit`. OSError: nothing has changed."""
+
+    def detach(self, extents: Sequence[RamExtent]) -> None:
+        """Make mapped memory plain memory with the same content, vCPUs paused. OSError: a page cannot be read."""
+
+    def watch_page_in(self, fd: int) -> None:
+        """Tell the eventfd `fd` when a mapped page cannot be read."""
+
+    def page_in_failures(self) -> tuple[int, int]:
+        """How many failed since the last call, and how many of these became zeros because nobody could wait."""
 
 
 class PyCoreMemory:
@@ -83,3 +134,42 @@ class PyCoreMemory:
 
     def changed(self, offset: int, size: int) -> None:
         self.stores.append((offset, size))
+
+    @property
+    def size(self) -> int:
+        return len(self._ram)
+
+    def dirty_log(self, client: DirtyClient, on: bool) -> None:
+        self.stores.clear()
+
+    def dirty_fetch(self, client: DirtyClient) -> bytes:
+        dirty = bytearray(len(self._ram) // PAGE)
+        for offset, size in self.stores:
+            for page in range(offset // PAGE, -(-(offset + size) // PAGE)):
+                dirty[page] = 1
+        self.stores.clear()
+        return bytes(dirty)
+
+    def nonzero(self, offset: int, size: int, granule: int = PAGE) -> bytes:
+        pieces = (self._ram[at : at + granule] for at in range(offset, offset + size, granule))
+        return bytes(any(piece) for piece in pieces)
+
+    def load(self, extents: Sequence[RamExtent], map: bool) -> None:
+        fresh = bytearray(len(self._ram))
+        for e in extents:
+            fresh[e.ram_off : e.ram_off + e.size] = os.pread(e.fd, e.size, e.file_off)
+        self._ram[:] = fresh
+
+    def restore(self, client: DirtyClient, extents: Sequence[RamExtent], limit: int) -> int | None:
+        count = sum(self.dirty_fetch(client))
+        self.load(extents, False)
+        return count
+
+    def detach(self, extents: Sequence[RamExtent]) -> None:
+        pass
+
+    def watch_page_in(self, fd: int) -> None:
+        pass
+
+    def page_in_failures(self) -> tuple[int, int]:
+        return 0, 0

@@ -1,104 +1,72 @@
 """The container of a saved machine: sections in a byte stream.
 
     magic "QEMUPYVM", u32 format version
-    section*: u8 kind, u16 name length, name, u64 payload length, padding, payload, u32 CRC-32 of name and payload
+    section*: u8 kind, u16 name length, name, u64 payload length, payload, u32 CRC-32 of name and payload
     last section: END, its payload the CRC-32 of all bytes before it
 
-All integers are little-endian. TABLE payloads are field tables (`values.py`). A RAM payload starts on a page boundary
-of the stream, so that a reader may map it; its section is preceded by a TABLE that says which pages it holds.
-The reader trusts nothing: lengths are checked against what the caller allows before memory is taken.
+All integers are little-endian. TABLE payloads are field tables (`values.py`), PAGES payloads stretches of RAM space.
+The reader trusts nothing: lengths are checked before memory is taken, checksums before a byte is used.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from qemupy.errors import StateError
 from qemupy.migration import values
 
 MAGIC = b"QEMUPYVM"
-FORMAT = 1
+FORMAT = 2
 PAGE = 4096
-END, TABLE, RAM = 0, 1, 2
+END, TABLE, PAGES = 0, 1, 3
 _HEAD = struct.Struct("<BH")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_RUN = struct.Struct("<QQ")
+_ZERO = 1  # bit of a run's offset: its bytes are zero and not in the payload
 _MAX_NAME = 256
 _MAX_TABLE = 64 << 20  # the largest device (VGA memory is RAM) stays far below
-_ZERO = bytes(PAGE)
-_CHUNK = 1 << 20
+MAX_PAGES = 1 << 20  # bytes of RAM in one PAGES section
+MAX_RUNS = MAX_PAGES // PAGE
+
+Run = tuple[int, int]  # offset in RAM space and length, whole pages
 
 
 class StreamWriter:
-    """Writes sections to a file that need not be seekable."""
+    """Writes sections through `write`, which takes all it is given. Nothing need be seekable."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._at = 0
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
         self._sum = 0
+        self.sent = 0
         self._put(MAGIC + _U32.pack(FORMAT))
 
-    def _put(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._at += len(data)
+    def _put(self, data: bytes) -> None:
+        self._write(data)
+        self.sent += len(data)
         self._sum = zlib.crc32(data, self._sum)
 
-    def _open(self, kind: int, name: str, length: int) -> int:
+    def _section(self, kind: int, name: str, payload: bytes) -> None:
         raw = name.encode()
-        self._put(_HEAD.pack(kind, len(raw)) + raw + _U64.pack(length))
-        return zlib.crc32(raw)
+        head = _HEAD.pack(kind, len(raw)) + raw + _U64.pack(len(payload))
+        crc = zlib.crc32(payload, zlib.crc32(raw))
+        self._put(b"".join((head, payload, _U32.pack(crc))))
 
     def table(self, name: str, table: dict[str, Any]) -> None:
-        payload = values.encode(table)
-        crc = self._open(TABLE, name, len(payload))
-        self._put(payload)
-        self._put(_U32.pack(zlib.crc32(payload, crc)))
+        self._section(TABLE, name, values.encode(table))
 
-    def ram(self, name: str, content: memoryview) -> None:
-        """A RAM block, `content` a whole number of pages; pages of zeros are left out."""
-        runs = list(nonzero_runs(content))
-        self.table(f"{name}.pages", {"size": len(content), "runs": [n for run in runs for n in run]})
-        crc = self._open(RAM, name, sum(length for _, length in runs))
-        self._put(bytes(-self._at % PAGE))
-        for start, length in runs:
-            for at in range(start, start + length, _CHUNK):
-                piece = content[at : min(at + _CHUNK, start + length)]
-                self._put(piece)
-                crc = zlib.crc32(piece, crc)
-        self._put(_U32.pack(crc))
+    def pages(self, filled: list[tuple[int, bytes]], zero: list[Run]) -> None:
+        """Stretches of RAM space with their bytes, and stretches of zeros: at most MAX_RUNS and MAX_PAGES of both."""
+        runs = [_RUN.pack(offset, len(data)) for offset, data in filled]
+        runs += [_RUN.pack(offset | _ZERO, length) for offset, length in zero]
+        self._section(PAGES, "", b"".join((_U32.pack(len(runs)), *runs, *(data for _, data in filled))))
 
     def end(self) -> None:
-        total = self._sum
-        crc = self._open(END, "", _U32.size)
-        self._put(_U32.pack(total))
-        self._put(_U32.pack(zlib.crc32(_U32.pack(total), crc)))
-        self._file.flush()
-
-
-def nonzero_runs(content: memoryview) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the stretches of `content` with no page of zeros in them."""
-    start = -1
-    for chunk in range(0, len(content), _CHUNK):
-        end = min(chunk + _CHUNK, len(content))
-        if content[chunk:end] == bytes(end - chunk):
-            if start >= 0:
-                yield start, chunk - start
-                start = -1
-            continue
-        for at in range(chunk, end, PAGE):
-            zero = content[at : at + PAGE] == _ZERO
-            if zero and start >= 0:
-                yield start, at - start
-            if zero:
-                start = -1
-            elif start < 0:
-                start = at
-    if start >= 0:
-        yield start, len(content) - start
+        self._section(END, "", _U32.pack(self._sum))
 
 
 @dataclass(frozen=True)
@@ -109,22 +77,23 @@ class Section:
 
 
 class StreamReader:
-    """Reads what StreamWriter wrote. Errors are StateErrors that begin with `where`."""
+    """Reads what StreamWriter wrote. `read(n)` gives n bytes, fewer only at the end. Errors are StateErrors that begin
+    with `where`."""
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        self._file = file
+    def __init__(self, read: Callable[[int], bytes], where: str) -> None:
+        self._read = read
         self._where = where
         self._at = 0
         self._sum = 0
         self._name_crc = 0
         if self._take(len(MAGIC)) != MAGIC:
-            raise StateError(f"{where}: not a saved machine")
+            raise StateError(f"{where}: Not a migration stream")
         (version,) = _U32.unpack(self._take(_U32.size))
         if version != FORMAT:
             raise StateError(f"{where}: stream format {version}, this program reads {FORMAT}")
 
     def _take(self, size: int) -> bytes:
-        data = self._file.read(size)
+        data = self._read(size)
         if len(data) != size:
             raise StateError(f"{self._where}: truncated at byte {self._at + len(data)}")
         self._at += size
@@ -134,7 +103,7 @@ class StreamReader:
     def next(self) -> Section:
         before = self._sum
         kind, name_length = _HEAD.unpack(self._take(_HEAD.size))
-        if kind not in (END, TABLE, RAM) or name_length > _MAX_NAME:
+        if kind not in (END, TABLE, PAGES) or name_length > _MAX_NAME:
             raise StateError(f"{self._where}: damaged before byte {self._at}")
         raw = self._take(name_length)
         self._name_crc = zlib.crc32(raw)
@@ -153,12 +122,10 @@ class StreamReader:
         if section.length > limit:
             raise StateError(f"{self._where}: section {section.name!r} of {section.length} bytes, limit {limit}")
         payload = self._take(section.length)
-        self._check_crc(section, zlib.crc32(payload, self._name_crc))
-        return payload
-
-    def _check_crc(self, section: Section, crc: int) -> None:
+        crc = zlib.crc32(payload, self._name_crc)
         if _U32.unpack(self._take(_U32.size))[0] != crc:
             raise StateError(f"{self._where}: checksum of section {section.name!r} differs")
+        return payload
 
     def table(self, section: Section) -> dict[str, Any]:
         table = values.decode(self._payload(section, _MAX_TABLE), f"{self._where}: {section.name}")
@@ -166,42 +133,30 @@ class StreamReader:
             raise StateError(f"{self._where}: section {section.name!r} holds no field table")
         return table
 
-    def ram(self, section: Section, pages: dict[str, Any], content: memoryview) -> None:
-        """Fill `content` from a RAM section whose page table was `pages`; pages left out become zero."""
-        runs = self._runs(section, pages, len(content))
-        self._take(-self._at % PAGE)
-        crc = self._name_crc
-        at = 0
-        for start, length in runs:
-            clear(content, at, start)
-            for piece in range(start, start + length, _CHUNK):
-                data = self._take(min(_CHUNK, start + length - piece))
-                crc = zlib.crc32(data, crc)
-                content[piece : piece + len(data)] = data
-            at = start + length
-        clear(content, at, len(content))
-        self._check_crc(section, crc)
+    def pages(self, section: Section, ram_size: int) -> Iterator[tuple[int, int, memoryview | None]]:
+        """(offset, length, bytes or None for zeros) of a PAGES section, all of them inside `ram_size`."""
+        payload = self._payload(section, _U32.size + MAX_RUNS * _RUN.size + MAX_PAGES)
+        runs, data_at = self._runs(payload, ram_size)
+        return _split(memoryview(payload), data_at, runs)
 
-    def _runs(self, section: Section, pages: dict[str, Any], size: int) -> list[tuple[int, int]]:
-        flat = pages.get("runs")
-        if pages.get("size") != size:
-            raise StateError(f"{self._where}: {section.name} of {pages.get('size')} bytes, this machine has {size}")
-        if not isinstance(flat, list) or len(flat) % 2 or not all(type(n) is int for n in flat):
-            raise StateError(f"{self._where}: {section.name}: no list of pages")
-        runs = list(zip(flat[::2], flat[1::2], strict=True))
-        at = 0
-        for start, length in runs:
-            if start < at or length <= 0 or start % PAGE or length % PAGE or start + length > size:
-                raise StateError(f"{self._where}: {section.name}: pages {start:#x}+{length:#x} out of place")
-            at = start + length
-        if sum(length for _, length in runs) != section.length:
-            raise StateError(f"{self._where}: {section.name}: {section.length} bytes do not match its pages")
-        return runs
+    def _runs(self, payload: bytes, ram_size: int) -> tuple[list[tuple[int, int, bool]], int]:
+        count = _U32.unpack_from(payload)[0] if len(payload) >= _U32.size else MAX_RUNS + 1
+        data_at = _U32.size + count * _RUN.size
+        if count > MAX_RUNS or data_at > len(payload):
+            raise StateError(f"{self._where}: damaged list of pages")
+        runs = [(o & ~_ZERO, n, bool(o & _ZERO)) for o, n in _RUN.iter_unpack(payload[_U32.size : data_at])]
+        for offset, length, _ in runs:
+            if offset % PAGE or length % PAGE or not length or offset + length > ram_size:
+                raise StateError(f"{self._where}: pages {offset:#x}+{length:#x} out of place, RAM has {ram_size:#x}")
+        if data_at + sum(n for _, n, zero in runs if not zero) != len(payload):
+            raise StateError(f"{self._where}: {len(payload)} bytes do not match their list of pages")
+        return runs, data_at
 
 
-def clear(content: memoryview, start: int, end: int) -> None:
-    """Zero a stretch, without touching pages that are zero already (they may not be allocated)."""
-    for at in range(start, end, _CHUNK):
-        stop = min(at + _CHUNK, end)
-        if content[at:stop] != bytes(stop - at):
-            content[at:stop] = bytes(stop - at)
+def _split(
+    payload: memoryview, at: int, runs: Iterable[tuple[int, int, bool]]
+) -> Iterator[tuple[int, int, memoryview | None]]:
+    for offset, length, zero in runs:
+        yield offset, length, None if zero else payload[at : at + length]
+        if not zero:
+            at += length

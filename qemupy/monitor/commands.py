@@ -6,13 +6,16 @@ All run in the main loop with the BQL held. Mistakes are MonitorError.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from qemupy.backends.block.drive import Drive
 from qemupy.backends.block.media import Overlay
 from qemupy.backends.block.open import open_medium
 from qemupy.config import DriveConfig
-from qemupy.errors import BackendError, ConfigError, MonitorError
+from qemupy.errors import MonitorError
 from qemupy.vm import RunState, Vm
 
 QEMU_VERSION = (7, 2, 22)
@@ -49,6 +52,20 @@ class BlockInfo:
     readonly: bool
     cache: str
     backing_file: str | None
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def exclusive(command: F) -> F:
+    """A command that changes run state, disks or devices: refused while a job works on them."""
+
+    @functools.wraps(command)
+    def checked(vm: Vm, *args: Any, **kwargs: Any) -> Any:
+        vm.jobs.check_idle(command.__name__)
+        return command(vm, *args, **kwargs)
+
+    return cast(F, checked)
 
 
 def query_status(vm: Vm) -> StatusInfo:
@@ -95,28 +112,23 @@ def _block_info(drive: Drive) -> BlockInfo:
     )
 
 
+@exclusive
 def stop(vm: Vm) -> None:
-    vm.stop()
+    if vm.run_state != RunState.INMIGRATE:
+        vm.stop()
 
 
+@exclusive
 def cont(vm: Vm) -> None:
     if vm.run_state == RunState.INTERNAL_ERROR:
         raise MonitorError("Resetting the Virtual Machine is required")
-    vm.cont()
+    if vm.run_state != RunState.INMIGRATE:  # there it goes on by itself
+        vm.cont()
 
 
+@exclusive
 def system_reset(vm: Vm) -> None:
     vm.request_reset("host-qmp-system-reset")
-
-
-def migrate(vm: Vm, uri: str) -> None:
-    """Stop the machine and write it to `uri`."""
-    from qemupy.migration.uri import migrate as write
-
-    try:
-        write(vm, uri)
-    except (BackendError, ConfigError) as e:
-        raise MonitorError(str(e)) from None
 
 
 def system_powerdown(vm: Vm) -> None:
@@ -207,6 +219,7 @@ def find_drive(vm: Vm, device: str) -> Drive:
     return drive
 
 
+@exclusive
 def eject(vm: Vm, device: str, force: bool = False) -> None:
     drive = find_drive(vm, device)
     if not drive.removable:
@@ -219,6 +232,7 @@ def eject(vm: Vm, device: str, force: bool = False) -> None:
     drive.change(None)
 
 
+@exclusive
 def blockdev_change_medium(
     vm: Vm, device: str, filename: str, format: str | None = None, readonly: bool = True
 ) -> None:
@@ -233,6 +247,7 @@ def blockdev_change_medium(
     drive.change(medium)
 
 
+@exclusive
 def commit(vm: Vm, device: str) -> None:
     """Write `snapshot=on` changes back to the image; `all` for every drive."""
     vm.drain()

@@ -20,6 +20,29 @@ PROMPT = "(qemu) "
 QEMU_VERSION = "7.2.22"
 
 
+class _Running:
+    """A command line being carried out; `end` counts once."""
+
+    def __init__(self, done: Callable[[str], None]) -> None:
+        self.out: list[str] = []
+        self.held = False  # it goes on as a job
+        self._done: Callable[[str], None] | None = done
+
+    def end(self, error: QemupyError | None) -> None:
+        done, self._done = self._done, None
+        if done is None:
+            return
+        if error is not None:
+            self.out.append(_error_text(error))
+        done("".join(self.out))
+
+
+def _error_text(error: QemupyError) -> str:
+    if isinstance(error, UsageError):
+        return f'{error}\nTry "help {error.command}" for more information\n'
+    return f"{error}\n" if getattr(error, "plain", False) else f"Error: {error}\n"
+
+
 class Hmp:
     """One monitor. Output of the running command goes to `print`."""
 
@@ -30,6 +53,7 @@ class Hmp:
         self.default_format = Format(1, "x", 4)
         self.ended = False  # quit was entered: no further prompt
         self._out: list[str] = []
+        self._running = _Running(lambda output: None)
         self.history: Callable[[], list[str]] = list
 
     def banner(self) -> str:
@@ -47,16 +71,29 @@ class Hmp:
         with self.vm.paused():
             return register_value(self.vm.vcpus[self.cpu].state(), name)
 
-    def execute(self, line: str) -> str:
-        """Run one line; its output, errors included."""
-        self._out = []
+    def run(self, line: str, done: Callable[[str], None]) -> None:
+        """Run one line; `done` gets its output, errors included: at once, or when the job it started has ended."""
+        command = self._running = _Running(done)
+        self._out = command.out
         try:
             self._dispatch(line)
-        except UsageError as e:
-            self.print(f'{e}\nTry "help {e.command}" for more information')
         except QemupyError as e:
-            self.print(f"Error: {e}" if not getattr(e, "plain", False) else str(e))
-        return "".join(self._out)
+            command.end(e)
+        if not command.held:
+            command.end(None)
+
+    def execute(self, line: str) -> str:
+        """Run one line to its end, turning the main loop while a job runs; its output."""
+        answer: list[str] = []
+        self.run(line, answer.append)
+        while not answer:
+            self.vm.loop.iterate(50_000_000)
+        return answer[0]
+
+    def hold(self) -> Callable[[QemupyError | None], None]:
+        """For a handler that starts a job: the command ends when the function answered is called."""
+        self._running.held = True
+        return self._running.end
 
     def _dispatch(self, line: str) -> None:
         at = len(line) - len(line.lstrip())
@@ -116,9 +153,10 @@ class HmpSession:
         self._backend = backend
         self._muted = False
         self._greeted = False
+        self._entering = False
         self._line = Readline(self._send, PROMPT, self._enter, self.hmp.complete)
         self.hmp.history = lambda: self._line.history
-        backend.connect(self._line.feed, lambda: 4096, self._event)
+        backend.connect(self._line.feed, lambda: 0 if self._line.suspended else 4096, self._event)
 
     def _send(self, text: str) -> None:
         if not self._muted:
@@ -149,6 +187,16 @@ class HmpSession:
             self._muted = True
 
     def _enter(self, line: str) -> None:
-        self._send(self.hmp.execute(line))
+        self._line.suspended = self._entering = True
+        self.hmp.run(line, self._answer)
+        self._entering = False
+
+    def _answer(self, output: str) -> None:
+        """At once, in the middle of a chunk of input; or later, when a job has ended."""
+        self._line.suspended = False
+        self._send(output)
         if not self.hmp.ended:
             self._line.show()
+        if not self._entering:
+            self._line.resume()
+            self._backend.accept_input()

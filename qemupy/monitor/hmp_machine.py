@@ -61,11 +61,6 @@ def hmp_system_reset(mon: Hmp) -> None:
     commands.system_reset(mon.vm)
 
 
-@hmp("migrate", "uri:s", "uri", "stop the machine and write it to 'uri' (file:PATH)")
-def hmp_migrate(mon: Hmp, uri: str) -> None:
-    commands.migrate(mon.vm, uri)
-
-
 @hmp("system_powerdown", "", "", "send system power down event")
 def hmp_system_powerdown(mon: Hmp) -> None:
     commands.system_powerdown(mon.vm)

@@ -28,6 +28,8 @@ class Readline:
         self._recall = 0
         self._escape = ""
         self._carriage = False
+        self.suspended = False  # a command is still running: what is typed waits
+        self._waiting = ""
 
     def show(self) -> None:
         """Print the prompt and what has been typed."""
@@ -37,7 +39,19 @@ class Readline:
         self.line, self.cursor, self._escape = "", 0, ""
 
     def feed(self, data: bytes) -> None:
-        for char in data.decode("utf-8", "replace"):
+        self._take(data.decode("utf-8", "replace"))
+
+    def resume(self) -> None:
+        """The command has ended: take what was typed meanwhile."""
+        self.suspended = False
+        waiting, self._waiting = self._waiting, ""
+        self._take(waiting)
+
+    def _take(self, text: str) -> None:
+        for at, char in enumerate(text):
+            if self.suspended:
+                self._waiting += text[at:]
+                return
             self._key(char)
 
     def _key(self, char: str) -> None:

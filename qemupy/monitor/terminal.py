@@ -72,11 +72,11 @@ class TerminalMonitor:
         done = threading.Event()
         answer: list[str] = []
 
-        def execute() -> None:
-            answer.append(self._hmp.execute(line))
+        def answered(output: str) -> None:
+            answer.append(output)
             done.set()
 
-        self._vm.loop.post(execute)
+        self._vm.loop.post(lambda: self._hmp.run(line, answered))
         while not done.wait(0.2):
             if self._ended.is_set():
                 return ""

@@ -22,6 +22,7 @@ class Exit(enum.IntEnum):
     DEBUG = 4
     ERROR = 5
     HALT = 6
+    PAGE_IN = 7
 
 
 def _ones(port: int, size: int) -> int:
@@ -46,6 +47,9 @@ class Upcalls:
 
 class Vcpu(Protocol):
     index: int
+
+    def features(self) -> list[str]:
+        """CPUID features the guest is offered, by QEMU's names."""
 
     def missing_features(self) -> list[str]:
         """What `-cpu` asked for and no guest can have on this host, in CPUID's terms."""
@@ -108,6 +112,9 @@ class FakeVcpu:
         self.nmis = 0
         self.intr = False
         self._kicked = threading.Event()
+
+    def features(self) -> list[str]:
+        return ["fpu"]
 
     def missing_features(self) -> list[str]:
         return []

@@ -6,6 +6,8 @@ that raises is caught here, in the trampoline: the error goes to `Upcalls.failed
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -15,7 +17,7 @@ from qemupy._core import ffi, lib
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.bql import Bql, CoreBql
 from qemupy.main_loop.clocks import CoreClock
-from qemupy.memory.core import PAGE, CoreMemory, CoreRange, RamBlock
+from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, RamBlock, RamExtent
 from qemupy.vcpu.accel import Upcalls
 
 _by_vcpu: list[Upcalls] = []
@@ -100,6 +102,7 @@ class InterpMemory:
         self._machine = machine
         self._view = memoryview(b"")
         self.blocks: list[RamBlock] = []
+        self._extents: tuple[Sequence[RamExtent], Any] = ((), ffi.NULL)
 
     def alloc(self, name: str, size: int) -> RamBlock:
         offset = int(lib.qpy_ram_alloc(self._machine, size))
@@ -127,6 +130,55 @@ class InterpMemory:
     def changed(self, offset: int, size: int) -> None:
         lib.qpy_ram_changed(self._machine, offset, size)
 
+    @property
+    def size(self) -> int:
+        return len(self._view)
+
+    def dirty_log(self, client: DirtyClient, on: bool) -> None:
+        lib.qpy_dirty_log(self._machine, client, 0, self.size, on)
+
+    def dirty_fetch(self, client: DirtyClient) -> bytes:
+        dirty = ffi.new("uint8_t[]", self.size // PAGE)
+        lib.qpy_dirty_fetch(self._machine, client, 0, self.size, dirty)
+        return bytes(ffi.buffer(dirty))
+
+    def nonzero(self, offset: int, size: int, granule: int = PAGE) -> bytes:
+        out = ffi.new("uint8_t[]", -(-size // granule))
+        _check(lib.qpy_ram_nonzero(self._machine, offset, size, granule, out))
+        return bytes(ffi.buffer(out))
+
+    def _table(self, extents: Sequence[RamExtent]) -> Any:
+        """The last table is kept: a snapshot is restored again and again."""
+        if self._extents[0] is not extents:
+            table = ffi.new("QpyRamExtent[]", [(e.ram_off, e.size, e.file_off, e.fd) for e in extents])
+            self._extents = (extents, table)
+        return self._extents[1]
+
+    def load(self, extents: Sequence[RamExtent], map: bool) -> None:
+        _check(lib.qpy_ram_load(self._machine, self._table(extents), len(extents), map))
+
+    def restore(self, client: DirtyClient, extents: Sequence[RamExtent], limit: int) -> int | None:
+        count = int(lib.qpy_ram_restore(self._machine, client, self._table(extents), len(extents), limit))
+        return None if count == -errno.E2BIG else _check(count)
+
+    def detach(self, extents: Sequence[RamExtent]) -> None:
+        for e in extents:
+            _check(lib.qpy_ram_detach(self._machine, e.ram_off, e.size))
+
+    def watch_page_in(self, fd: int) -> None:
+        lib.qpy_pagein_watch(self._machine, fd)
+
+    def page_in_failures(self) -> tuple[int, int]:
+        lost = ffi.new("uint32_t *")
+        failed = int(lib.qpy_pagein_failures(self._machine, lost))
+        return failed, int(lost[0])
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
 
 class InterpVcpu:
     def __init__(self, accel: InterpAccel, machine: Any, model: str) -> None:
@@ -140,6 +192,9 @@ class InterpVcpu:
         while len(_by_vcpu) <= number:
             _by_vcpu.append(accel.upcalls)
         _by_vcpu[number] = accel.upcalls
+
+    def features(self) -> list[str]:
+        return [name for number, name in enumerate(cpu_features()) if lib.qpy_vcpu_has_feature(self.handle, number)]
 
     def missing_features(self) -> list[str]:
         out = ffi.new("char[]", 128)

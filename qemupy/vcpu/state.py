@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemupy._core import ffi
+from qemupy._core import ffi, lib
 from qemupy.errors import StateError
 
 
@@ -21,6 +21,8 @@ def build(table: Any, where: str) -> Any:
     """A new `QpyCpuState *` from what `dump` gave; StateError names the field that is missing, unknown or too big."""
     state = ffi.new("QpyCpuState *")
     _fill_struct(ffi.typeof(state).item, state[0], table, where)
+    if lib.qpy_cpu_state_check(state):
+        raise StateError(f"{where}: no vCPU can be in this state")
     return state
 
 

@@ -1,0 +1,21 @@
+/* Pages of guest RAM that are mapped from a file and cannot be read when they are touched (SIGBUS). */
+#ifndef QPY_MEMORY_PAGEIN_H
+#define QPY_MEMORY_PAGEIN_H
+
+#include "memory/state.h"
+
+#include <setjmp.h>
+
+/* Where a copy out of guest RAM goes when a page fails: sigsetjmp(guard.back, 0), then set; NULL takes it back. */
+typedef struct PageinGuard {
+    sigjmp_buf back;
+} PageinGuard;
+void pagein_guard_set(PageinGuard *guard);
+
+/* From now on failing pages of m are caught. fd: an eventfd that is told. */
+void pagein_watch(Machine *m, int fd);
+void pagein_unwatch(Machine *m);
+/* Pages that failed since the last call: how many, *lost of them replaced by zeros. */
+u32 pagein_failures(Machine *m, u32 *lost);
+
+#endif
