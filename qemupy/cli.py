@@ -101,13 +101,19 @@ def _begin(vm: Vm) -> Callable[[], None] | None:
 def _build(vm: Vm) -> None:
     from importlib import import_module
 
-    from qemupy.backends.block.open import open_drive
+    from qemupy.backends.block.open import open_blockdev
     from qemupy.memory import transaction
     from qemupy.monitor.attach import attach_monitors
 
+    for options in vm.config.blockdevs:
+        with _blame("-blockdev"):
+            open_blockdev(options, vm.graph)
     for drive in vm.config.drives:
         with _blame(drive.option):
-            vm.drives[drive.id] = open_drive(drive, vm.loop, vm.workers)
+            vm.add_drive(drive)
+    for warning in vm.graph.warnings:
+        sys.stderr.write(f"qemupy: warning: {warning}\n")
+    vm.graph.warnings.clear()
     _make_chardevs(vm)
     with vm.bql, transaction():
         import_module("qemupy.hw.i386.pc").build(vm)

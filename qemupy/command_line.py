@@ -27,7 +27,7 @@ VGAS = ("std", "none")
 
 # QEMU options that stand for things we do not have; they get their own message instead of "invalid option"
 UNSUPPORTED = (
-    "qmp", "qmp-pretty", "netdev", "vnc", "spice", "incoming", "loadvm", "daemonize", "object", "blockdev", "gdb", "s",
+    "qmp", "qmp-pretty", "netdev", "vnc", "spice", "incoming", "loadvm", "daemonize", "object", "gdb", "s",
     "fsdev", "virtfs", "audiodev", "tpmdev", "icount", "sandbox", "add-fd", "run-with", "readconfig", "writeconfig",
     "numa", "mem-path", "mem-prealloc", "pflash", "sd", "mtdblock", "usb", "usbdevice", "watchdog", "overcommit",
     "cpu-pm", "chroot", "runas", "option-rom", "acpitable", "dtb", "plugin", "msg", "trace", "full-screen", "set",
@@ -143,6 +143,10 @@ def _escape(text: str) -> str:
 
 def _drive(draft: Draft, text: str) -> None:
     draft.drives.append(("", text))
+
+
+def _blockdev(draft: Draft, text: str) -> None:
+    draft.append("blockdevs", options.parse(text, "driver"))
 
 
 def _device(draft: Draft, text: str) -> None:
@@ -274,6 +278,7 @@ OPTIONS: dict[str, Option] = {
     "smp": Option("[cpus=]N", "number of vCPUs", _smp),
     "m": Option("[size=]MEGS", "guest RAM, in MiB or with a suffix; default 128", _memory),
     "drive": Option("file=FILE[,format=raw][,if=ide|floppy|none][,index=N][,media=disk|cdrom]...", "a drive", _drive),
+    "blockdev": Option("[driver=]DRIVER,node-name=NAME[,option=value...]", "a node of a block graph", _blockdev),
     "hda": Option("FILE", "IDE disk 0", _hd(0)),
     "hdb": Option("FILE", "IDE disk 1", _hd(1)),
     "hdc": Option("FILE", "IDE disk 2", _hd(2)),

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from qemupy import options
 from qemupy.errors import ConfigError
 
+# Options of the drive itself; all others belong to its image's nodes, which know whether they have them.
 DRIVE_KEYS = (
-    "file", "format", "if", "index", "bus", "unit", "media", "readonly", "read-only", "snapshot", "cache", "discard",
-    "detect-zeroes", "aio", "id", "file.locking", "file.filename", "file.driver", "driver", "size", "serial", "werror",
-    "rerror",
+    "aio", "bus", "cache", "cache.writeback", "driver", "file", "format", "id", "if", "index", "media", "readonly",
+    "rerror", "serial", "snapshot", "unit", "werror",
 )  # fmt: skip
+NODE_KEYS = (
+    "auto-read-only", "backing", "cache.direct", "cache.no-flush", "detect-zeroes", "discard", "file.aio",
+    "file.driver", "file.filename", "file.locking", "node-name", "offset", "read-only", "size",
+)  # fmt: skip
+_THROTTLE = re.compile(r"throttling\.|throttling-|(bps|iops)(_|$)")
+WERROR = ("enospc", "report", "ignore", "stop")
+RERROR = ("report", "ignore", "stop")
 _PER_BUS = {"ide": 2, "floppy": 1 << 30, "scsi": 7, "virtio": 1 << 30, "none": 1 << 30}
 _LIMIT = {"ide": 4, "floppy": 2}
 CACHES = ("none", "off", "writeback", "unsafe", "writethrough", "directsync")
@@ -28,9 +36,9 @@ class DriveConfig:
     readonly: bool = False
     snapshot: bool = False
     cache: str = "writeback"
-    discard: bool = False
-    locking: bool = True
-    size: int = 1 << 30
+    werror: str = "enospc"
+    rerror: str = "report"
+    options: dict[str, str] = dataclasses.field(default_factory=dict)  # of its nodes: `node-name`, `file.locking`...
     serial: str = ""
     option: str = ""  # the option it came from, for messages
 
@@ -48,6 +56,7 @@ class Config:
     smp: int = 1
     ram: int = 128 << 20
     drives: tuple[DriveConfig, ...] = ()
+    blockdevs: tuple[dict[str, str], ...] = ()
     devices: tuple[dict[str, str], ...] = ()
     chardevs: tuple[str, ...] = ()
     serials: tuple[str, ...] = ()
@@ -80,19 +89,17 @@ class Config:
 def parse_drive(text: str, taken: list[DriveConfig]) -> DriveConfig:
     """One `-drive`; `taken` are the drives before it, which decide a free index."""
     given = options.parse(text, "", ("readonly", "snapshot"))
-    options.refuse_unknown(given, DRIVE_KEYS)
-    media = given.get("media", "disk")
-    if media not in ("disk", "cdrom"):
-        raise ConfigError(f"'{media}' invalid media")
+    media = _choice(given, "media", ("disk", "cdrom"), "'{}' invalid media")
     interface = given.get("if", "ide")
     if interface not in _PER_BUS:
         raise ConfigError(f"unsupported bus type '{interface}'{options.did_you_mean(interface, _PER_BUS)}")
+    if "format" in given and "driver" in given:
+        raise ConfigError("Cannot specify both 'driver' and 'format'")
     image_format = given.get("format", given.get("driver"))
-    cache = given.get("cache", "writeback")
-    if cache not in CACHES:
-        raise ConfigError(f"invalid cache option '{cache}'{options.did_you_mean(cache, CACHES)}")
-    file = given.get("file", given.get("file.filename"))
-    if file is None and image_format not in ("null-co", "null-aio") and media == "disk" and interface != "floppy":
+    node_options = _node_options(given)
+    file = given.get("file") or None
+    may_be_empty = media == "cdrom" or interface == "floppy"
+    if file is None and not node_options and image_format in (None, "raw") and not may_be_empty:
         raise ConfigError('A block device must be specified for "file"')
     index = _drive_index(given, interface, taken)
     name = given.get("id") or _drive_name(interface, index, media)
@@ -103,16 +110,48 @@ def parse_drive(text: str, taken: list[DriveConfig]) -> DriveConfig:
         interface=interface,
         index=index,
         media=media,
-        file=file or None,
+        file=file,
         format=image_format,
         readonly=media == "cdrom" or _flag(given, "readonly") or _flag(given, "read-only"),
         snapshot=_flag(given, "snapshot"),
-        cache=cache,
-        discard=given.get("discard", "ignore") in ("unmap", "on"),
-        locking=given.get("file.locking", "auto") != "off",
-        size=options.size("size", given.get("size", "1G")),
+        cache=_cache(given),
+        werror=_choice(given, "werror", WERROR, "'{}' invalid write error action"),
+        rerror=_choice(given, "rerror", RERROR, "'{}' invalid read error action"),
+        options=node_options,
         serial=given.get("serial", ""),
     )
+
+
+def _node_options(given: dict[str, str]) -> dict[str, str]:
+    """What is not the drive's own."""
+    for key in given:
+        if _THROTTLE.match(key):
+            raise ConfigError(f"I/O throttling is not supported ('{key}')")
+    if given.pop("copy-on-read", "off") not in ("off", "no", "false"):
+        raise ConfigError("copy-on-read is not supported")
+    found = {key: value for key, value in given.items() if key not in (*DRIVE_KEYS, "read-only")}
+    if "aio" in given:
+        found["file.aio"] = given["aio"]
+    return found
+
+
+def _choice(given: dict[str, str], key: str, known: tuple[str, ...], message: str) -> str:
+    value = given.get(key, known[0])
+    if value not in known:
+        raise ConfigError(message.format(value) + options.did_you_mean(value, known))
+    return value
+
+
+def _cache(given: dict[str, str]) -> str:
+    """`cache=`; `cache.writeback` says alone whether writes are acknowledged before they are stable."""
+    cache = given.get("cache", "writeback")
+    if cache not in CACHES:
+        raise ConfigError(f"invalid cache option '{cache}'{options.did_you_mean(cache, CACHES)}")
+    if "cache.writeback" in given:
+        writeback = options.boolean("cache.writeback", given["cache.writeback"])
+        pairs = {"writeback": "writethrough", "none": "directsync", "off": "directsync"}
+        cache = {v: k for k, v in pairs.items()}.get(cache, cache) if writeback else pairs.get(cache, cache)
+    return cache
 
 
 def _flag(given: dict[str, str], key: str) -> bool:

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from qemupy import trace
+from qemupy.backends.block.opening import Graph
 from qemupy.backends.chardev import CharBackend
 from qemupy.backends.chardev.options import Chardevs
-from qemupy.config import Config
+from qemupy.config import Config, DriveConfig
 from qemupy.hw.core import Device, State
 from qemupy.main_loop.jobs import Jobs
 from qemupy.main_loop.loop import MainLoop
@@ -77,6 +78,7 @@ class Vm:
         self.jobs = Jobs(self.loop, self.workers)
         self.chardevs = Chardevs(self.loop)
         self.chardevs.on_quit = lambda: self.request_shutdown("host-ui")
+        self.graph = Graph()
         self.drives: dict[str, Drive] = {}
         self.serials: list[CharBackend | None] = []  # one for each serial port asked for
         self.memory_root = MemoryRegion("system", 1 << 64)
@@ -152,6 +154,27 @@ class Vm:
         self.manager.add(vcpu)
         return vcpu
 
+    def add_drive(self, config: DriveConfig) -> Drive:
+        """Open a drive; an error its policy does not let pass stops the machine, and `cont` tries again."""
+        from qemupy.backends.block.open import open_drive
+
+        return self._adopt_drive(open_drive(config, self.loop, self.workers, self.graph))
+
+    def drive_for(self, name: str) -> Drive | None:
+        """The drive with this id, or a new one over the node of this name; None if there is neither."""
+        from qemupy.backends.block.open import drive_on_node
+
+        if name in self.drives:
+            return self.drives[name]
+        if name not in self.graph.nodes:
+            return None
+        return self._adopt_drive(drive_on_node(name, self.loop, self.workers, self.graph))
+
+    def _adopt_drive(self, drive: Drive) -> Drive:
+        drive.on_stop = lambda drive, error: self.request_stop(RunState.IO_ERROR)
+        self.drives[drive.name] = drive
+        return drive
+
     def drive_at(self, interface: str, index: int) -> Drive | None:
         """The drive with this `if=` and `index=`."""
         for config in self.config.drives:
@@ -199,6 +222,8 @@ class Vm:
             self.reset()
         self._set_state(RunState.RUNNING)
         self.loop.virtual.start()
+        for drive in self.drives.values():
+            drive.retry()
         self.manager.open()
 
     def stop(self, state: RunState = RunState.PAUSED) -> None:
@@ -226,6 +251,8 @@ class Vm:
 
     def reset(self) -> None:
         """Power-on state of everything; the vCPUs are idle."""
+        for drive in self.drives.values():
+            drive.forget_suspended()
         for call in self._resets:
             call()
         for vcpu in self.vcpus:
@@ -328,6 +355,7 @@ class Vm:
             self.drain()
         for drive in self.drives.values():
             drive.close()
+        self.graph.close()
         self.workers.stop()
         for call in self._closers:
             call()

@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from qemupy.backends.block.commit import commit_node
 from qemupy.backends.block.drive import Drive
-from qemupy.backends.block.media import Overlay
 from qemupy.backends.block.open import open_medium
+from qemupy.backends.block.overlay import OverlayNode
 from qemupy.config import DriveConfig
 from qemupy.errors import MonitorError
 from qemupy.vm import RunState, Vm
@@ -95,9 +96,9 @@ def query_block(vm: Vm) -> list[BlockInfo]:
 
 
 def _block_info(drive: Drive) -> BlockInfo:
-    medium = drive.medium
-    overlay = isinstance(medium, Overlay)
-    cache = "writethrough" if drive.writethrough else "writeback"
+    medium = drive.node
+    overlay = isinstance(medium, OverlayNode)
+    cache = "writethrough" if drive.policy.writethrough else "writeback"
     return BlockInfo(
         device=drive.name,
         removable=drive.removable,
@@ -107,7 +108,7 @@ def _block_info(drive: Drive) -> BlockInfo:
         file=medium.filename if medium is not None else None,
         format=medium.format if medium is not None else "",
         readonly=drive.readonly,
-        cache=cache + (", ignore flushes" if drive.no_flush or overlay else ""),
+        cache=cache + (", ignore flushes" if medium is not None and medium.flags.no_flush else ""),
         backing_file=medium.filename if overlay and medium is not None else None,
     )
 
@@ -241,7 +242,8 @@ def blockdev_change_medium(
         raise MonitorError(f"Device '{device}' is not removable")
     old = next(c for c in vm.config.drives if c.id == device)
     medium = open_medium(
-        DriveConfig(device, old.interface, old.index, old.media, filename, format, readonly or old.media == "cdrom")
+        DriveConfig(device, old.interface, old.index, old.media, filename, format, readonly or old.media == "cdrom"),
+        vm.graph,
     )
     vm.drain()
     drive.change(medium)
@@ -253,6 +255,10 @@ def commit(vm: Vm, device: str) -> None:
     vm.drain()
     drives = list(vm.drives.values()) if device == "all" else [find_drive(vm, device)]
     for drive in drives:
-        error = drive.commit()
-        if error:
-            raise MonitorError(f"'commit' error for '{drive.name}': {os.strerror(error)}")
+        top = drive.node
+        if top is None or "backing" not in top.children():
+            continue
+        try:
+            commit_node(top)
+        except OSError as e:
+            raise MonitorError(f"'commit' error for '{drive.name}': {e.strerror}") from None

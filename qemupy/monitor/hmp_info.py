@@ -73,7 +73,7 @@ def _show_block(mon: Hmp, info: commands.BlockInfo) -> None:
 @hmp("info blockstats", "", "", "show block device statistics")
 def hmp_info_blockstats(mon: Hmp) -> None:
     for name, drive in mon.vm.drives.items():
-        mon.print(f"{name}: " + " ".join(f"{key}={value}" for key, value in drive.counts.items()))
+        mon.print(f"{name}: {drive.counts.describe()}")
 
 
 @hmp("info mtree", "flat:-f", "[-f]", "show memory tree (-f: dump flat view for address spaces)")

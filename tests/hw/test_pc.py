@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qemupy.backends.block.open import open_drive
 from qemupy.config import Config, DriveConfig, parse_drive
 from qemupy.errors import ConfigError
 from qemupy.hw.i386 import pc, pc_devices
@@ -32,7 +31,7 @@ def make(tmp_path: object) -> Iterator[Make]:
         vm = Vm(config, FakeAccel())
         made.append(vm)
         for drive in config.drives:
-            vm.drives[drive.id] = open_drive(drive, vm.loop, vm.workers)
+            vm.add_drive(drive)
         with vm.bql, transaction():
             board = pc.Pc(vm)
         with vm.bql:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from qemupy.backends.block.open import open_drive
 from qemupy.hw.core import Device, on_read, on_write, u8
 from qemupy.memory import MemoryRegion
 from qemupy.monitor.command import commands, info_commands
@@ -178,7 +177,7 @@ def test_run_state_commands(mon: Bench) -> None:
 
 def test_info_block_eject_change(mon: Bench, tmp_path: Path) -> None:
     vm = mon.vm
-    vm.drives["ide1-cd0"] = open_drive(vm.config.drives[0], vm.loop, vm.workers)
+    vm.add_drive(vm.config.drives[0])
     empty = "ide1-cd0: [not inserted]\n    Removable device: not locked, tray closed\n"
     assert mon("info block") == empty
     image = tmp_path / "cd.iso"

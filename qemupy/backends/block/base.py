@@ -9,7 +9,7 @@ covers the writes that completed before it was issued.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 Completion = Callable[[int], None]
@@ -36,10 +36,19 @@ class BlockBackend(Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview, done: Completion) -> None:
         """`data` must not change until `done`."""
 
+    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+        """Like `read`, into several buffers in order: guest memory without a copy."""
+
+    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None: ...
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:
+        """The range reads as zeroes; with `unmap` its space may be given back to the host."""
+
     def flush(self, done: Completion) -> None:
         """All completed writes are on stable storage when this is done."""
 
-    def discard(self, offset: int, length: int, done: Completion) -> None: ...
+    def discard(self, offset: int, length: int, done: Completion) -> None:
+        """A hint that the content of the range does not matter any more."""
 
 
 class MemoryBlock:
@@ -92,6 +101,19 @@ class MemoryBlock:
         if not error:
             self.data[offset : offset + len(data)] = data
         self.queue.append((done, error))
+
+    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+        error = self._error(offset, sum(map(len, buffers)))
+        for buffer in buffers if not error else ():
+            buffer[:] = self.data[offset : offset + len(buffer)]
+            offset += len(buffer)
+        self.queue.append((done, error))
+
+    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+        self.write(offset, b"".join(buffers), done)
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:
+        self.write(offset, bytes(length), done)
 
     def flush(self, done: Completion) -> None:
         self.flushes += 1

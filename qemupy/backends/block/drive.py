@@ -1,142 +1,307 @@
-"""`Drive`: the BlockBackend of one drive over a medium, or over none (an empty CD-ROM or floppy drive).
+"""`Drive`: the BlockBackend of one drive over the top node of its graph, or over none (an empty CD-ROM drive).
 
 Requests run on worker threads. A read that the host has in its page cache is done at once; even then its completion
 comes from the main loop, because a device must not be called back from inside its own request.
+
+What happens on an I/O error is the drive's policy (`werror`, `rerror`): the guest is told, or is not, or the machine
+stops and the request waits until the machine goes on, when it is tried again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from qemupy.backends.block.base import Completion
-from qemupy.backends.block.media import Medium, Overlay
+from qemupy.backends.block.node import Node
+from qemupy.backends.block.opening import Graph
+from qemupy.backends.block.permissions import Permission, Use
+from qemupy.errors import BackendError
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
 
+READ, WRITE, FLUSH, DISCARD = "rd", "wr", "flush", "unmap"
+
+
+@dataclasses.dataclass(frozen=True)
+class DrivePolicy:
+    """How a drive treats caches and errors; the defaults are QEMU's."""
+
+    writethrough: bool = False
+    werror: str = "enospc"  # report, ignore, stop, enospc (stop on ENOSPC, else report)
+    rerror: str = "report"  # report, ignore, stop
+
+    def on_error(self, kind: str, error: int) -> str:
+        """report, ignore or stop."""
+        action = self.rerror if kind == READ else self.werror
+        if action == "enospc":
+            return "stop" if error == errno.ENOSPC else "report"
+        return action
+
+
+class Request:
+    """One request of the guest: `run` does it on a worker, as often as it takes; `done` is called once."""
+
+    __slots__ = ("done", "kind", "length", "run", "started")
+
+    def __init__(self, kind: str, length: int, run: Callable[[], None], done: Completion) -> None:
+        self.kind, self.length, self.run, self.done = kind, length, run, done
+        self.started = time.monotonic_ns()
+
+    def attempt(self) -> int:
+        """0 or an errno. On a worker."""
+        try:
+            self.run()
+        except OSError as e:
+            return e.errno or errno.EIO
+        return 0
+
+
+class Counts:
+    """What `info blockstats` shows: bytes, operations and nanoseconds of each kind."""
+
+    def __init__(self) -> None:
+        self.bytes = dict.fromkeys((READ, WRITE, FLUSH, DISCARD), 0)
+        self.operations = dict(self.bytes)
+        self.failed = dict(self.bytes)
+        self.nanoseconds = dict(self.bytes)
+
+    def add(self, request: Request, error: int) -> None:
+        if error:
+            self.failed[request.kind] += 1
+            return
+        self.bytes[request.kind] += request.length
+        self.operations[request.kind] += 1
+        self.nanoseconds[request.kind] += time.monotonic_ns() - request.started
+
+
+    def describe(self) -> str:
+        """In QEMU's words; requests are never merged here."""
+        shown = {
+            **{f"{kind}_bytes": self.bytes[kind] for kind in (READ, WRITE)},
+            **{f"{kind}_operations": self.operations[kind] for kind in (READ, WRITE, FLUSH)},
+            **{f"{kind}_total_time_ns": self.nanoseconds[kind] for kind in (WRITE, READ, FLUSH)},
+            "rd_merged": 0,
+            "wr_merged": 0,
+        }
+        return " ".join(f"{key}={value}" for key, value in shown.items())
+
 
 class Drive:
-    def __init__(self, name: str, loop: MainLoop, workers: Workers, medium: Medium | None, *, removable: bool = False,
-                 writethrough: bool = False, no_flush: bool = False) -> None:  # fmt: skip
-        self.name, self.medium, self.removable = name, medium, removable
+    def __init__(self, name: str, loop: MainLoop, workers: Workers, graph: Graph, node: Node | None, *,
+                 removable: bool = False, policy: DrivePolicy | None = None) -> None:  # fmt: skip
+        self.name, self.graph, self.node, self.removable = name, graph, node, removable
+        self.policy = policy if policy is not None else DrivePolicy()
         self.locked = False  # by the guest (PREVENT ALLOW MEDIUM REMOVAL)
         self.tray_open = False
         self.in_flight = 0
         self.attached_to = ""  # the device's path, for `info block`
-        self.writethrough, self.no_flush = writethrough, no_flush
-        self.counts = {"rd_bytes": 0, "wr_bytes": 0, "rd_operations": 0, "wr_operations": 0, "flush_operations": 0}
+        self.counts = Counts()
+        self.suspended: list[Request] = []  # failed, to be tried again when the machine goes on
+        self.on_stop: Callable[[Drive, int], None] | None = None  # an error stops the machine: (drive, errno)
         self._loop, self._workers = loop, workers
         self._changed: list[Callable[[], None]] = []
+        self._use: Use | None = None
+        self._shares_writing = False
+
+    # The medium
 
     @property
     def length(self) -> int:
-        return self.medium.length if self.medium is not None else 0
+        return self.node.length if self.node is not None else 0
 
     @property
     def readonly(self) -> bool:
-        return self.medium is not None and self.medium.readonly
+        return self.node is not None and self.node.readonly
 
     @property
     def inserted(self) -> bool:
-        return self.medium is not None
+        return self.node is not None
+
+    def attach(self, path: str, *, share_rw: bool = False) -> None:
+        """A device at `path` takes the drive: from now on others may write to the image only with `share_rw`.
+        Raises BackendError if another user of the image forbids it, or if there already is a device."""
+        if self.attached_to:
+            raise BackendError(f"Drive '{self.name}' is already in use by {self.attached_to}")
+        self._shares_writing = share_rw
+        self.attached_to = path
+        try:
+            self._begin_use()
+        except BaseException:
+            self.attached_to = ""
+            raise
+
+    def detach(self) -> None:
+        self._end_use()
+        self.attached_to = ""
+
+    def _begin_use(self) -> None:
+        if self.node is None:
+            return
+        used = Permission.CONSISTENT_READ if self.node.readonly else Permission.CONSISTENT_READ | Permission.WRITE
+        shared = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED | Permission.RESIZE
+        if self._shares_writing:
+            shared |= Permission.WRITE
+        use = Use(f"block device '{self.name}'", "root", used, shared)
+        self.node.add_use(use)
+        self._use = use
+
+    def _end_use(self) -> None:
+        if self._use is not None and self.node is not None:
+            self.node.remove_use(self._use)
+        self._use = None
 
     def on_media_change(self, changed: Callable[[], None]) -> None:
         self._changed.append(changed)
 
-    def change(self, medium: Medium | None) -> None:
-        """Insert or eject, with no request in flight."""
-        old, self.medium = self.medium, medium
+    def change(self, node: Node | None) -> None:
+        """Insert (the reference passes to the drive) or eject, with no request in flight."""
+        self._end_use()
+        old, self.node = self.node, node
         if old is not None:
-            old.close()
+            self.graph.release(old)
+        if self.attached_to:
+            self._begin_use()
+        self.media_changed()
+
+    def media_changed(self) -> None:
+        """The medium, or its size, is not what it was: tell the device."""
         for changed in self._changed:
             changed()
 
+    # Requests
+
     def _refusal(self, offset: int, length: int, write: bool) -> int:
-        if self.medium is None:
+        if self.node is None:
             return errno.ENOMEDIUM
-        if write and self.medium.readonly:
+        if write and self.node.readonly:
             return errno.EROFS
-        return 0 if offset >= 0 and offset + length <= self.medium.length else errno.EINVAL
+        return 0 if offset >= 0 and offset + length <= self.node.length else errno.EINVAL
 
     def read(self, offset: int, data: bytearray | memoryview, done: Completion) -> None:
-        error = self._refusal(offset, len(data), False)
-        medium, view = self.medium, memoryview(data)
-        if error or medium is None:
-            self._answer(error, done)
-            return
-        self.counts["rd_bytes"] += len(view)
-        self.counts["rd_operations"] += 1
-        if medium.read_cached(offset, view):
-            self._answer(0, done)
-        else:
-            self._start(lambda: medium.read(offset, view), done)
+        self.readv(offset, (memoryview(data),), done)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview, done: Completion) -> None:
-        error = self._refusal(offset, len(data), True)
-        medium = self.medium
-        if error or medium is None:
-            self._answer(error, done)
+        self.writev(offset, (memoryview(data),), done)
+
+    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+        length = sum(map(len, buffers))
+        error = self._refusal(offset, length, False)
+        node = self.node
+        if error or node is None:
+            self._refuse(error, done)
             return
-        self.counts["wr_bytes"] += len(data)
-        self.counts["wr_operations"] += 1
+        request = Request(READ, length, lambda: node.readv(offset, buffers), done)
+        if node.read_cached(offset, buffers):
+            self.in_flight += 1
+            self._loop.post(lambda: self._finish(request, 0))
+        else:
+            self._start(request)
 
-        def job() -> None:
-            medium.write(offset, data)
-            if self.writethrough:
-                medium.flush()
+    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+        length = sum(map(len, buffers))
+        error = self._refusal(offset, length, True)
+        node = self.node
+        if error or node is None:
+            self._refuse(error, done)
+            return
+        detect, durable = node.flags.detect_zeroes, self.policy.writethrough
 
-        self._start(job, done)
+        def run() -> None:
+            if detect != "off" and _all_zeroes(buffers):
+                node.write_zeroes(offset, length, detect == "unmap")
+                if durable:
+                    node.flush()
+            elif durable:
+                node.writev_durable(offset, buffers)
+            else:
+                node.writev(offset, buffers)
+
+        self._start(Request(WRITE, length, run, done))
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:
+        error = self._refusal(offset, length, True)
+        node = self.node
+        if error or node is None:
+            self._refuse(error, done)
+            return
+
+        def run() -> None:
+            node.write_zeroes(offset, length, unmap and node.flags.discard)
+            if self.policy.writethrough:
+                node.flush()
+
+        self._start(Request(WRITE, length, run, done))
 
     def flush(self, done: Completion) -> None:
-        medium = self.medium
-        self.counts["flush_operations"] += 1
-        if medium is None or self.no_flush:
-            self._answer(errno.ENOMEDIUM if medium is None else 0, done)
+        node = self.node
+        if node is None:
+            self._refuse(errno.ENOMEDIUM, done)
         else:
-            self._start(medium.flush, done)
+            self._start(Request(FLUSH, 0, (lambda: None) if node.flags.no_flush else node.flush, done))
 
     def discard(self, offset: int, length: int, done: Completion) -> None:
         error = self._refusal(offset, length, True)
-        medium = self.medium
-        if error or medium is None:
-            self._answer(error, done)
+        node = self.node
+        if error or node is None:
+            self._refuse(error, done)
+        elif not node.flags.discard:
+            self._refuse(0, done)
         else:
-            self._start(lambda: medium.discard(offset, length), done)
+            self._start(Request(DISCARD, length, lambda: node.discard(offset, length), done))
 
-    def _answer(self, error: int, done: Completion) -> None:
-        self.in_flight += 1
-        self._loop.post(lambda: self._finish(error, done))
+    def _refuse(self, error: int, done: Completion) -> None:
+        """Answer without any I/O; the error policy is not asked."""
 
-    def _start(self, call: Callable[[], None], done: Completion) -> None:
-        def job() -> int:
-            try:
-                call()
-            except OSError as e:
-                return e.errno or errno.EIO
-            return 0
+        def answer() -> None:
+            self.in_flight -= 1
+            done(error)
 
         self.in_flight += 1
-        self._workers.submit(job, lambda error: self._finish(error, done))
+        self._loop.post(answer)
 
-    def _finish(self, error: int, done: Completion) -> None:
+    def _start(self, request: Request) -> None:
+        self.in_flight += 1
+        self._workers.submit(request.attempt, lambda error: self._finish(request, error))
+
+    def _finish(self, request: Request, error: int) -> None:
         self.in_flight -= 1
-        done(error)
+        self.counts.add(request, error)
+        if error:
+            action = self.policy.on_error(request.kind, error)
+            if action == "stop" and self.on_stop is not None:
+                self.suspended.append(request)
+                self.on_stop(self, error)
+                return
+            if action == "ignore":
+                error = 0
+        request.done(error)
 
-    def commit(self) -> int:
-        """Write a snapshot overlay back to its image; an errno, 0 also when there is nothing to do."""
-        if isinstance(self.medium, Overlay):
-            try:
-                self.medium.commit()
-            except OSError as e:
-                return e.errno or errno.EIO
-        return 0
+    def retry(self) -> None:
+        """The machine goes on: try again what stopped it, in the order it was asked for."""
+        waiting, self.suspended = self.suspended, []
+        for request in waiting:
+            self._start(request)
+
+    def forget_suspended(self) -> None:
+        """The machine was reset or became another one: nobody waits for these any more."""
+        self.suspended.clear()
 
     def close(self) -> None:
         """Flush and let go of the image; requests must have been drained."""
-        if self.medium is not None:
+        node = self.node
+        if node is not None:
             try:
-                self.medium.flush()
+                node.flush()
             except OSError:
                 pass  # nobody is left to tell
-            self.medium.close()
-            self.medium = None
+            self._end_use()
+            self.node = None
+            self.graph.release(node)
+
+
+def _all_zeroes(buffers: Sequence[memoryview]) -> bool:
+    """Most data shows at one of its ends that it is not zero; only then is it copied to be looked at."""
+    return all(not b[0] and not b[-1] and not bytes(b).lstrip(b"\0") for b in buffers if len(b))

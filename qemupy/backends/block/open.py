@@ -1,39 +1,74 @@
-"""Drives and media from their configuration."""
+"""Drives and nodes from their configuration."""
 
 from __future__ import annotations
 
-from qemupy.backends.block.drive import Drive
-from qemupy.backends.block.media import Medium, NullMedium, Overlay, RawFile
+from qemupy.backends.block.drive import Drive, DrivePolicy
+from qemupy.backends.block.node import Node
+from qemupy.backends.block.opening import Flags, Graph
+from qemupy.backends.block.overlay import OverlayNode
+from qemupy.backends.block.permissions import backing_use
 from qemupy.config import DriveConfig
-from qemupy.errors import BackendError
+from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
 
-FORMATS = ("raw", "file", "host_device", "null-co", "null-aio")
 
-
-def open_medium(config: DriveConfig) -> Medium | None:
-    """The medium of a drive, None for a drive without."""
-    if config.format is not None and config.format not in FORMATS:
-        raise BackendError(f"Unknown driver '{config.format}' (supported: raw, null-co)")
-    if config.format in ("null-co", "null-aio") or config.file in ("null-co://", "null-aio://"):
-        return NullMedium(config.size, config.readonly)
-    if config.file is None:
-        return None
-    path = config.file.removeprefix("file:")
-    medium = RawFile(path, config.readonly or config.snapshot, config.locking, config.discard)
-    if config.snapshot and not config.readonly:
-        return Overlay(medium)
-    return medium
-
-
-def open_drive(config: DriveConfig, loop: MainLoop, workers: Workers) -> Drive:
-    return Drive(
-        config.id,
-        loop,
-        workers,
-        open_medium(config),
-        removable=config.removable,
-        writethrough=config.cache in ("writethrough", "directsync"),
+def drive_flags(config: DriveConfig) -> Flags:
+    """What the drive's nodes inherit."""
+    return Flags(
+        readonly=config.readonly,
+        auto_read_only=True,
+        direct=config.cache in ("none", "off", "directsync"),
         no_flush=config.cache == "unsafe",
     )
+
+
+def open_medium(config: DriveConfig, graph: Graph) -> Node | None:
+    """The top node of a drive, None for a drive without."""
+    options, flags = dict(config.options), drive_flags(config)
+    if config.format is not None:
+        options["driver"] = config.format
+    if config.file is None and not config.options and config.format is None:
+        return None
+    if not config.snapshot or config.readonly:
+        return graph.open(options, flags, config.file)
+    base = graph.open(options, flags.for_backing(), config.file)
+    try:
+        overlay = graph.adopt(OverlayNode(base), Flags(no_flush=True, discard=flags.discard))
+    except BaseException:
+        graph.release(base)
+        raise
+    try:
+        base.add_use(backing_use(f"node '{overlay.node_name}'"))
+    except BaseException:
+        graph.release(overlay)
+        raise
+    return overlay
+
+
+def open_drive(config: DriveConfig, loop: MainLoop, workers: Workers, graph: Graph) -> Drive:
+    """A drive as `-drive` says; its image is locked when a device takes it (`Drive.attach`)."""
+    policy = DrivePolicy(config.cache in ("writethrough", "directsync"), config.werror, config.rerror)
+    return Drive(
+        config.id, loop, workers, graph, open_medium(config, graph), removable=config.removable, policy=policy
+    )
+
+
+def open_blockdev(options: dict[str, str], graph: Graph) -> Node:
+    """A node that `-blockdev` asks for; it stays until the end, whoever uses it."""
+    if not options.get("driver"):
+        raise ConfigError("Parameter 'driver' is missing")
+    if not options.get("node-name"):
+        raise ConfigError("'node-name' must be specified for the root node")
+    node = graph.open(options)
+    graph.held.append(node)
+    return node
+
+
+def drive_on_node(name: str, loop: MainLoop, workers: Workers, graph: Graph) -> Drive:
+    """For `-device ...,drive=NODE`: a drive without a name of its own, over a node made by `-blockdev`."""
+    node = graph.find(name)
+    if any(use.role == "root" for use in node.uses):
+        raise BackendError(f"Node '{name}' is already used by another device")
+    node.references += 1
+    return Drive(name, loop, workers, graph, node)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from qemupy import options
 from qemupy.backends.block.base import BlockBackend
-from qemupy.config import DriveConfig
+from qemupy.backends.block.drive import Drive
 from qemupy.errors import ConfigError
 from qemupy.hw.block import floppy_media
 from qemupy.hw.block.ata_disk import AtaDisk, guess_geometry
@@ -37,19 +38,20 @@ class IdeDrives:
         for config in self._vm.config.drives:
             if config.interface == "ide":
                 kind = "ide-cd" if config.media == "cdrom" else "ide-hd"
-                self._attach(kind, config, config.index, {"serial": config.serial} if config.serial else {})
+                given = {"serial": config.serial} if config.serial else {}
+                self._attach(kind, self._vm.drives[config.id], config.index, given)
 
     def attach_device(self, kind: str, given: dict[str, str]) -> None:
         """`-device ide-hd,drive=ID[,bus=ide.N][,unit=N]`."""
         name = given.pop("drive", None)
-        config = next((c for c in self._vm.config.drives if c.id == name), None)
-        if config is None and (kind == "ide-hd" or name is not None):
+        drive = self._vm.drive_for(name) if name is not None else None
+        if drive is None and (kind == "ide-hd" or name is not None):
             raise ConfigError(f"-device {kind}: " + (f"Can't find value '{name}'" if name else "No drive specified"))
         bus, unit = given.pop("bus", ""), given.pop("unit", "")
         index = self._place(kind, bus, unit)
-        if config is None:
+        if drive is None:
             raise ConfigError(f"-device {kind}: an empty drive needs a -drive if=none,media=cdrom,id=...")
-        self._attach(kind, config, index, given)
+        self._attach(kind, drive, index, given)
 
     def _place(self, kind: str, bus: str, unit: str) -> int:
         """2 * channel + unit: as asked for, or the first free one."""
@@ -66,9 +68,9 @@ class IdeDrives:
                 return index
         raise ConfigError(f"-device {kind}: IDE unit {wanted[-1] % 2} is in use")
 
-    def _attach(self, kind: str, config: DriveConfig, index: int, given: dict[str, str]) -> None:
+    def _attach(self, kind: str, drive: Drive, index: int, given: dict[str, str]) -> None:
         cls = IDE_DEVICES[kind]
-        drive = self._vm.drives[config.id]
+        share_rw = options.boolean("share-rw", given.pop("share-rw", "off"))
         if kind == "ide-cd" and not drive.removable:
             drive.removable = True
         given = {key: value for key, value in given.items() if key not in ("id", "bootindex", "driver")}
@@ -79,7 +81,7 @@ class IdeDrives:
         channel.attach(device, index % 2)
         if not device.serial:
             device.serial = f"QM{index + 1:05}"
-        drive.attached_to = f"/machine/unattached/device[ide.{index // 2}.{index % 2}]"
+        drive.attach(f"/machine/unattached/device[ide.{index // 2}.{index % 2}]", share_rw=share_rw)
         self._vm.add(f"ide.{index // 2}.{index % 2}", device)
 
     def geometries(self) -> list[DiskGeometry | None]:
@@ -105,7 +107,7 @@ class Floppies:
         for config in vm.config.drives:
             if config.interface == "floppy" and config.index < 2:
                 self.media[config.index] = vm.drives[config.id]
-                vm.drives[config.id].attached_to = f"/machine/unattached/device[floppy.{config.index}]"
+                vm.drives[config.id].attach(f"/machine/unattached/device[floppy.{config.index}]")
         self.present = any(medium is not None for medium in self.media)
         if not self.present:
             return
