@@ -63,6 +63,7 @@ TEST = [
     Requirement("clang-format", "C style test", have_command("clang-format")),
     Requirement("binutils", "object file test", have_command("nm")),
     Requirement("xorriso", "bootable CD-ROM guests", have_command("xorriso")),
+    Requirement("qemu-utils", "disk image tests", have_command("qemu-img")),
     Requirement("mtools", "bootable CD-ROM guests", have_command("mformat")),
 ]
 

@@ -19,6 +19,7 @@ class LocalFile:
     def length(self) -> int:
         return os.fstat(self.fd).st_size
 
+    @property
     def fileno(self) -> int:
         return self.fd
 

@@ -14,6 +14,7 @@ DRIVERS: dict[str, tuple[str, str]] = {
     "host_device": ("file", "HostDeviceNode"),
     "null-aio": ("null", "NullAioNode"),
     "null-co": ("null", "NullNode"),
+    "qcow2": ("qcow2.driver", "Qcow2Node"),
     "raw": ("raw", "RawNode"),
 }
 

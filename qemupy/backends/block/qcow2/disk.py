@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from qemupy.backends.block.qcow2 import header as fmt
@@ -17,7 +17,7 @@ from qemupy.backends.block.qcow2.bitmaps import Bitmaps
 from qemupy.backends.block.qcow2.check import repair
 from qemupy.backends.block.qcow2.compress import Codec
 from qemupy.backends.block.qcow2.mapping import Kind, Mapping, Plan, Run, ZeroRule
-from qemupy.backends.block.qcow2.metadata import Metadata
+from qemupy.backends.block.qcow2.metadata import L2_CACHE, REFCOUNT_CACHE, Metadata
 from qemupy.backends.block.qcow2.snapshots import Snapshots
 from qemupy.backends.block.qcow2.tables import Buffer, ByteFile, read_bytes
 from qemupy.errors import BackendError
@@ -39,15 +39,16 @@ class Backing(Protocol):
 class Qcow2Disk:
     format = "qcow2"
 
-    def __init__(self, file: ByteFile, filename: str, readonly: bool, discard: bool = False) -> None:
+    def __init__(self, file: ByteFile, filename: str, readonly: bool, discard: bool = False,
+                 caches: tuple[int, int] = (L2_CACHE, REFCOUNT_CACHE)) -> None:  # fmt: skip
         """Open the image in `file`; the caller gives it its backing image by `set_backing`. BackendError if it is none
-        or not one that we can open."""
+        or not one that we can open. `caches`: bytes of L2 tables and refcount blocks to hold in memory."""
         self.file, self.filename, self.readonly = file, filename, readonly
         self._discard = discard
         try:
             head = bytes(read_bytes(file, 0, min(file.length, 1 << fmt.MAX_CLUSTER_BITS)))
             self.header = fmt.decode(head, not readonly)
-            self.meta = Metadata(file, self.header, readonly)
+            self.meta = Metadata(file, self.header, readonly, caches)
             self._codec = Codec(self.header.compression, self.meta.geometry.cluster_size)
             self.mapping = Mapping(self.meta)
             self._snapshots = Snapshots(self.meta, self.mapping)
@@ -58,6 +59,7 @@ class Qcow2Disk:
             raise BackendError(f"Could not open '{filename}': {e.strerror}") from None
         self.meta.pass_discard = discard
         self._backing: Backing | None = None
+        self.on_resize: Callable[[int], None] = lambda length: None
         self._clusters: dict[int, bytes] = {}  # decompressed, by L2 entry
 
     def _begin_writing(self) -> None:
@@ -277,6 +279,7 @@ class Qcow2Disk:
             self.header.size = length
             self.meta.header_changed = True
             self.meta.sync()
+        self.on_resize(length)
 
     def make_empty(self) -> None:
         """Give up all data of the disk, so that it reads as its backing image. Durable when it returns."""

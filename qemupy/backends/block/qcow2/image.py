@@ -50,7 +50,8 @@ class Qcow2Image(Qcow2Disk):
             self._snapshots.apply(snapshot)
             self._clusters.clear()
             self._applied = snapshot
-            return snapshot.info
+        self.on_resize(snapshot.info.disk_size)
+        return snapshot.info
 
     def snapshot_delete(self, id_or_name: str) -> None:
         """Durable when it returns. Pinned clusters are evicted first."""
@@ -108,8 +109,8 @@ class Qcow2Image(Qcow2Disk):
     @property
     def fileno(self) -> int | None:
         """The descriptor of the file in which the extents lie; None unless that is a plain local file."""
-        number = getattr(self.file, "fileno", None)
-        return number() if callable(number) else number
+        number: int | None = getattr(self.file, "fileno", None)
+        return number
 
     def pin(self, extents: Iterable[tuple[int, int]], evict: Callable[[], None]) -> None:
         """`evict` is called once before any cluster of these (file offset, length) ranges is freed. It is called with

@@ -28,20 +28,21 @@ COMPRESSED = 1 << 62
 ZERO = 1 << 0
 OFFSET_MASK = 0x00FFFFFFFFFFFE00
 
-_L2_CACHE_BYTES = 32 << 20
+L2_CACHE, REFCOUNT_CACHE = 32 << 20, 16 << 20  # bytes
 _MAX_LISTED_TABLES = 1 << 16
 
 
 class Metadata:
-    def __init__(self, file: ByteFile, header: Header, readonly: bool) -> None:
+    def __init__(self, file: ByteFile, header: Header, readonly: bool,
+                 caches: tuple[int, int] = (L2_CACHE, REFCOUNT_CACHE)) -> None:  # fmt: skip
         self.file, self.header, self.readonly = file, header, readonly
         self.geometry = header.geometry
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         size = self.geometry.cluster_size
         self.l1 = Table(header.l1_offset, decode(read_bytes(file, header.l1_offset, header.l1_size * 8)))
-        self.l2 = TableCache(file, size, max(_L2_CACHE_BYTES // size, 8))
-        self.refcounts = Refcounts(file, self.geometry, header.reftable_offset, header.reftable_clusters, self.report)
+        self.l2 = TableCache(file, size, max(caches[0] // size, 8))
+        self.refcounts = Refcounts(file, header, caches[1], self.report)
         self.l1_moved = self.l1_replaced = self.header_changed = False
         self.extra: list[tuple[int, bytes]] = []  # new structures that nothing on disk refers to yet
         self.fresh: set[int] = set()

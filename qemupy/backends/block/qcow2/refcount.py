@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Mapping
 
-from qemupy.backends.block.qcow2.header import MAX_REFTABLE_BYTES, Geometry
+from qemupy.backends.block.qcow2.header import MAX_REFTABLE_BYTES, Header
 from qemupy.backends.block.qcow2.tables import (
     ByteFile,
     Report,
@@ -24,7 +24,6 @@ from qemupy.backends.block.qcow2.tables import (
     zeros,
 )
 
-_CACHE_BYTES = 16 << 20
 _OFFSET_MASK = ~0x1FF & (1 << 64) - 1
 _MAX_HOST_OFFSET = 1 << 56
 
@@ -32,13 +31,16 @@ _MAX_HOST_OFFSET = 1 << 56
 class Refcounts:
     """`get`, `add` and `allocate` by cluster index (host offset / cluster size)."""
 
-    def __init__(self, file: ByteFile, geometry: Geometry, offset: int, clusters: int, report: Report) -> None:
+    def __init__(self, file: ByteFile, header: Header, cache: int, report: Report) -> None:
+        """`cache`: bytes of blocks to hold in memory."""
+        geometry = header.geometry
         self._geometry, self._order, self._report = geometry, geometry.refcount_order, report
         self.per_block = geometry.refcounts_per_block
         self.maximum = (1 << (1 << self._order)) - 1
         size = geometry.cluster_size
-        self.blocks = TableCache(file, size, max(_CACHE_BYTES // size, 4))
-        self.table = Table(offset, decode(read_bytes(file, offset, clusters * size)))
+        self.blocks = TableCache(file, size, max(cache // size, 4))
+        offset, length = header.reftable_offset, header.reftable_clusters * size
+        self.table = Table(offset, decode(read_bytes(file, offset, length)))
         self.moved = False  # the table has a new place that the header does not name yet
         self.outgrown: list[int] = []  # clusters of a table that was moved, to be freed by the owner
         self.cursor = 0  # no free cluster below, unless an allocation passed over it as too small a gap
