@@ -22,6 +22,7 @@ from qemupy.backends.block.opening import Graph
 from qemupy.backends.chardev import CharBackend
 from qemupy.backends.chardev.options import Chardevs
 from qemupy.config import Config, DriveConfig
+from qemupy.errors import MonitorError
 from qemupy.hw.core import Device, State
 from qemupy.main_loop.jobs import Jobs
 from qemupy.main_loop.loop import MainLoop
@@ -265,6 +266,15 @@ class Vm:
         end = time.monotonic() + self.DRAIN_SECONDS
         while any(d.in_flight for d in self.drives.values()) and time.monotonic() < end:
             self.loop.iterate(50_000_000)
+
+    def check_disks_settled(self, *, stopped: bool = True) -> None:
+        """MonitorError if a disk request waits: what the guest waits for is not part of a saved machine. `stopped`: the
+        disks have been drained, and nothing may be under way."""
+        for drive in self.drives.values():
+            if drive.suspended:
+                raise MonitorError(f"disk requests of '{drive.name}' wait after an I/O error; 'cont' tries them again")
+            if stopped and drive.in_flight:
+                raise MonitorError(f"disk requests of '{drive.name}' do not come to an end")
 
     # Requests: from anywhere, also inside upcalls
 

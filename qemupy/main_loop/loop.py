@@ -135,7 +135,8 @@ class MainLoop:
         for clock in self._clocks:
             self._run_timers(clock)
         for _ in range(len(self._posted)):
-            self._guard(self._posted.popleft())
+            if self._posted:  # a call that turns the loop itself may have served the rest
+                self._guard(self._posted.popleft())
 
     def run_until(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:
         """Iterate until `condition` holds; for tests and for draining. Takes the BQL itself."""

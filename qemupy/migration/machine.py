@@ -73,7 +73,9 @@ def _check_named(saved: Any, own: dict[str, Any], what: str, where: str) -> None
 
 
 def collect(vm: Vm, running: bool) -> Tables:
-    """The state of a stopped machine. `running`: it was running before, and shall go on where it is loaded."""
+    """The state of a stopped machine. `running`: it was running before, and shall go on where it is loaded.
+    MonitorError if a disk request waits."""
+    vm.check_disks_settled()
     tables: Tables = {"clock": {"virtual": vm.loop.virtual.now(), "running": running}}
     for name, device in vm.devices.items():
         tables[f"device.{name}"] = device.save()
@@ -106,6 +108,8 @@ class Checked:
 
     def commit(self) -> None:
         """Make the stopped machine the saved one. Its RAM must be in place already: devices may look at it."""
+        for drive in self._vm.drives.values():
+            drive.forget_suspended()
         self._vm.loop.virtual.set(self.virtual)
         for device, fields in self._devices:
             device.store_fields(fields)

@@ -11,11 +11,6 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from qemupy.backends.block.commit import commit_node
-from qemupy.backends.block.drive import Drive
-from qemupy.backends.block.open import open_medium
-from qemupy.backends.block.overlay import OverlayNode
-from qemupy.config import DriveConfig
 from qemupy.errors import MonitorError
 from qemupy.vm import RunState, Vm
 
@@ -39,20 +34,6 @@ class VersionInfo:
 class CpuInfo:
     cpu_index: int
     thread_id: int
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockInfo:
-    device: str
-    removable: bool
-    locked: bool
-    tray_open: bool
-    attached_to: str
-    file: str | None
-    format: str
-    readonly: bool
-    cache: str
-    backing_file: str | None
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -89,28 +70,6 @@ def query_uuid(vm: Vm) -> str:
 
 def query_cpus_fast(vm: Vm) -> list[CpuInfo]:
     return [CpuInfo(t.vcpu.index, t.thread.native_id or 0) for t in vm.manager.threads]
-
-
-def query_block(vm: Vm) -> list[BlockInfo]:
-    return [_block_info(drive) for drive in vm.drives.values()]
-
-
-def _block_info(drive: Drive) -> BlockInfo:
-    medium = drive.node
-    overlay = isinstance(medium, OverlayNode)
-    cache = "writethrough" if drive.policy.writethrough else "writeback"
-    return BlockInfo(
-        device=drive.name,
-        removable=drive.removable,
-        locked=drive.locked,
-        tray_open=drive.tray_open,
-        attached_to=drive.attached_to,
-        file=medium.filename if medium is not None else None,
-        format=medium.format if medium is not None else "",
-        readonly=drive.readonly,
-        cache=cache + (", ignore flushes" if medium is not None and medium.flags.no_flush else ""),
-        backing_file=medium.filename if overlay and medium is not None else None,
-    )
 
 
 @exclusive
@@ -211,54 +170,3 @@ def _sane(size: int) -> int:
     if not 0 <= size <= 1 << 40:
         raise MonitorError(f"size {size} is out of range")
     return size
-
-
-def find_drive(vm: Vm, device: str) -> Drive:
-    drive = vm.drives.get(device)
-    if drive is None:
-        raise MonitorError(f"Device '{device}' not found")
-    return drive
-
-
-@exclusive
-def eject(vm: Vm, device: str, force: bool = False) -> None:
-    drive = find_drive(vm, device)
-    if not drive.removable:
-        raise MonitorError(f"Device '{device}' is not removable")
-    if drive.locked and not force:
-        raise MonitorError(
-            f"Device '{device}' is locked and force was not specified, wait for tray to open and try again"
-        )
-    vm.drain()
-    drive.change(None)
-
-
-@exclusive
-def blockdev_change_medium(
-    vm: Vm, device: str, filename: str, format: str | None = None, readonly: bool = True
-) -> None:
-    drive = find_drive(vm, device)
-    if not drive.removable:
-        raise MonitorError(f"Device '{device}' is not removable")
-    old = next(c for c in vm.config.drives if c.id == device)
-    medium = open_medium(
-        DriveConfig(device, old.interface, old.index, old.media, filename, format, readonly or old.media == "cdrom"),
-        vm.graph,
-    )
-    vm.drain()
-    drive.change(medium)
-
-
-@exclusive
-def commit(vm: Vm, device: str) -> None:
-    """Write `snapshot=on` changes back to the image; `all` for every drive."""
-    vm.drain()
-    drives = list(vm.drives.values()) if device == "all" else [find_drive(vm, device)]
-    for drive in drives:
-        top = drive.node
-        if top is None or "backing" not in top.children():
-            continue
-        try:
-            commit_node(top)
-        except OSError as e:
-            raise MonitorError(f"'commit' error for '{drive.name}': {e.strerror}") from None

@@ -38,44 +38,6 @@ def hmp_info_chardev(mon: Hmp) -> None:
         mon.print(line)
 
 
-@hmp("info block", "nodes:-n,verbose:-v,device:B?", "[-v] [device]",
-     "show info of one block device or all block devices (-v: show details)")  # fmt: skip
-def hmp_info_block(mon: Hmp, nodes: bool, verbose: bool, device: str | None) -> None:
-    first = True
-    for info in commands.query_block(mon.vm):
-        if device is not None and info.device != device:
-            continue
-        if not first:
-            mon.print()
-        first = False
-        _show_block(mon, info)
-    if device is not None and first:
-        commands.find_drive(mon.vm, device)
-
-
-def _show_block(mon: Hmp, info: commands.BlockInfo) -> None:
-    if info.file is None:
-        mon.print(f"{info.device}: [not inserted]")
-    else:
-        readonly = ", read-only" if info.readonly else ""
-        mon.print(f"{info.device}: {info.file} ({info.format}{readonly})")
-    if info.attached_to:
-        mon.print(f"    Attached to:      {info.attached_to}")
-    if info.removable:
-        locked, tray = "locked" if info.locked else "not locked", "open" if info.tray_open else "closed"
-        mon.print(f"    Removable device: {locked}, tray {tray}")
-    if info.file is not None:
-        mon.print(f"    Cache mode:       {info.cache}")
-    if info.backing_file is not None:
-        mon.print(f"    Backing file:     {info.backing_file} (chain depth: 1)")
-
-
-@hmp("info blockstats", "", "", "show block device statistics")
-def hmp_info_blockstats(mon: Hmp) -> None:
-    for name, drive in mon.vm.drives.items():
-        mon.print(f"{name}: {drive.counts.describe()}")
-
-
 @hmp("info mtree", "flat:-f", "[-f]", "show memory tree (-f: dump flat view for address spaces)")
 def hmp_info_mtree(mon: Hmp, flat: bool) -> None:
     for line in trees.flat_lines(mon.vm) if flat else trees.mtree_lines(mon.vm):

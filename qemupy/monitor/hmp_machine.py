@@ -85,22 +85,6 @@ def hmp_screendump(mon: Hmp, filename: str, has_format: bool, kind: str | None) 
     commands.screendump(mon.vm, filename, kind if has_format and kind else "ppm")
 
 
-@hmp("eject", "force:-f,device:B", "[-f] device", "eject a removable medium (use -f to force it)")
-def hmp_eject(mon: Hmp, force: bool, device: str) -> None:
-    commands.eject(mon.vm, device, force)
-
-
-@hmp("change", "device:B,filename:F,format:s?,mode:s?", "device filename [format [read-only-mode]]",
-     "change a removable medium, optional format")  # fmt: skip
-def hmp_change(mon: Hmp, device: str, filename: str, format: str | None, mode: str | None) -> None:
-    commands.blockdev_change_medium(mon.vm, device, filename, format, mode in (None, "retain", "read-only"))
-
-
-@hmp("commit", "device:B", "device|all", "commit changes to the disk images (if -snapshot is used) or backing files")
-def hmp_commit(mon: Hmp, device: str) -> None:
-    commands.commit(mon.vm, device)
-
-
 def show_log_items(mon: Hmp) -> None:
     mon.print("Log items (comma separated):")
     mon.print("none            remove all logs")

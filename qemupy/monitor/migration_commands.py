@@ -47,6 +47,7 @@ class MigrationInfo:
 
 def migrate(vm: Vm, uri: str, done: Done) -> None:
     vm.jobs.check_idle("migrate")
+    vm.check_disks_settled(stopped=False)
     vm.jobs.start("migrate", vm.service(Migration).body(uri), done)
 
 

@@ -184,7 +184,7 @@ def test_info_block_eject_change(mon: Bench, tmp_path: Path) -> None:
     image.write_bytes(bytes(4096))
     assert mon(f"change ide1-cd0 {image}") == ""
     assert mon("info block ide1-cd0") == (
-        f"ide1-cd0: {image} (raw, read-only)\n    Removable device: not locked, tray closed\n"
+        f"\nide1-cd0 (#block101): {image} (raw, read-only)\n    Removable device: not locked, tray closed\n"
         "    Cache mode:       writeback\n"
     )
     assert mon("eject ide1-cd0") == "" and mon("info block") == empty

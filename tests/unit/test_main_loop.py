@@ -152,3 +152,16 @@ def test_quit_from_a_callback_and_from_a_thread(loop: MainLoop) -> None:
     loop.run()
     threading.Timer(0.05, loop.quit).start()
     loop.run()
+
+
+def test_a_posted_call_may_turn_the_loop() -> None:
+    """Draining the disks while a run-state request is served does."""
+    loop = MainLoop()
+    order: list[int] = []
+    with loop.bql:
+        loop.post(lambda: (loop.iterate(), order.append(1)))  # type: ignore[arg-type,return-value]
+        loop.post(lambda: order.append(2))
+        loop.iterate()
+        loop.iterate()
+    assert order == [2, 1]
+    loop.close()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from qemupy.backends.block.base import Completion
 from qemupy.backends.block.node import Node
-from qemupy.backends.block.opening import Graph
+from qemupy.backends.block.opening import Flags, Graph
 from qemupy.backends.block.permissions import Permission, Use
 from qemupy.errors import BackendError
 from qemupy.main_loop.loop import MainLoop
@@ -67,14 +67,16 @@ class Counts:
         self.operations = dict(self.bytes)
         self.failed = dict(self.bytes)
         self.nanoseconds = dict(self.bytes)
+        self.last = 0  # when the last request ended, in time.monotonic_ns
 
     def add(self, request: Request, error: int) -> None:
+        self.last = time.monotonic_ns()
         if error:
             self.failed[request.kind] += 1
             return
         self.bytes[request.kind] += request.length
         self.operations[request.kind] += 1
-        self.nanoseconds[request.kind] += time.monotonic_ns() - request.started
+        self.nanoseconds[request.kind] += self.last - request.started
 
 
     def describe(self) -> str:
@@ -85,6 +87,7 @@ class Counts:
             **{f"{kind}_total_time_ns": self.nanoseconds[kind] for kind in (WRITE, READ, FLUSH)},
             "rd_merged": 0,
             "wr_merged": 0,
+            "idle_time_ns": time.monotonic_ns() - self.last if self.last else 0,
         }
         return " ".join(f"{key}={value}" for key, value in shown.items())
 
@@ -99,12 +102,15 @@ class Drive:
         self.in_flight = 0
         self.attached_to = ""  # the device's path, for `info block`
         self.counts = Counts()
+        self.flags = Flags()  # what a medium inserted later is opened with
+        self.anonymous = False  # made for a device alone; `name` is only for ourselves
         self.suspended: list[Request] = []  # failed, to be tried again when the machine goes on
         self.on_stop: Callable[[Drive, int], None] | None = None  # an error stops the machine: (drive, errno)
         self._loop, self._workers = loop, workers
         self._changed: list[Callable[[], None]] = []
         self._use: Use | None = None
         self._shares_writing = False
+        self._held: list[Request] | None = None  # what waits while somebody else works on the image
 
     # The medium
 
@@ -120,11 +126,16 @@ class Drive:
     def inserted(self) -> bool:
         return self.node is not None
 
-    def attach(self, path: str, *, share_rw: bool = False) -> None:
+    def attach(self, path: str, *, share_rw: bool = False, writable: bool = False) -> None:
         """A device at `path` takes the drive: from now on others may write to the image only with `share_rw`.
-        Raises BackendError if another user of the image forbids it, or if there already is a device."""
+        Raises BackendError if another user of the image forbids it, if there already is a device, or if the device is
+        one that must be `writable` and the image is not."""
         if self.attached_to:
             raise BackendError(f"Drive '{self.name}' is already in use by {self.attached_to}")
+        if writable and self.node is not None and self.node.readonly:
+            if self.node.flags.readonly:
+                raise BackendError("Block node is read-only")
+            self.node.reopen(False)  # says why it was opened read-only
         self._shares_writing = share_rw
         self.attached_to = path
         try:
@@ -194,7 +205,7 @@ class Drive:
             self._refuse(error, done)
             return
         request = Request(READ, length, lambda: node.readv(offset, buffers), done)
-        if node.read_cached(offset, buffers):
+        if self._held is None and node.read_cached(offset, buffers):
             self.in_flight += 1
             self._loop.post(lambda: self._finish(request, 0))
         else:
@@ -263,6 +274,9 @@ class Drive:
         self._loop.post(answer)
 
     def _start(self, request: Request) -> None:
+        if self._held is not None:
+            self._held.append(request)
+            return
         self.in_flight += 1
         self._workers.submit(request.attempt, lambda error: self._finish(request, error))
 
@@ -278,6 +292,15 @@ class Drive:
             if action == "ignore":
                 error = 0
         request.done(error)
+
+    def hold(self) -> None:
+        """New requests wait, not counted as in flight, until `resume`; those under way go on."""
+        self._held = []
+
+    def resume(self) -> None:
+        waiting, self._held = self._held, None
+        for request in waiting or ():
+            self._start(request)
 
     def retry(self) -> None:
         """The machine goes on: try again what stopped it, in the order it was asked for."""

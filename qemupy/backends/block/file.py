@@ -30,7 +30,7 @@ class FileNode(Node):
         self.uses = []
         self._locking = locking
         self._direct: hostfile.DirectFile | None = None
-        self._open(self.flags.readonly)
+        self._open(self.flags.readonly, self.flags.auto_read_only)
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
@@ -44,9 +44,10 @@ class FileNode(Node):
 
     # Opening
 
-    def _open(self, readonly: bool) -> None:
-        """Sets all that depends on the descriptor, or raises BackendError and changes nothing."""
-        fd, readonly = self._open_fd(readonly)
+    def _open(self, readonly: bool, automatic: bool) -> None:
+        """Sets all that depends on the descriptor, or raises BackendError and changes nothing. With `automatic` an
+        image that cannot be written is opened for reading."""
+        fd, readonly = self._open_fd(readonly, automatic)
         try:
             self._check_kind(os.fstat(fd).st_mode)
             direct = hostfile.DirectFile(fd) if self.flags.direct else None
@@ -61,13 +62,13 @@ class FileNode(Node):
         self._lock = ImageLock(fd, self.filename)
         self.length = -(-length // SECTOR) * SECTOR
 
-    def _open_fd(self, readonly: bool) -> tuple[int, bool]:
+    def _open_fd(self, readonly: bool, automatic: bool) -> tuple[int, bool]:
         flags = os.O_CLOEXEC | (os.O_DIRECT if self.flags.direct else 0)
         try:
             return os.open(self.filename, flags | (os.O_RDONLY if readonly else os.O_RDWR)), readonly
         except OSError as e:
-            if not readonly and self.flags.auto_read_only and e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-                return self._open_fd(True)
+            if not readonly and automatic and e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                return self._open_fd(True, False)
             if e.errno == errno.EISDIR:
                 raise self._wrong_kind() from None
             if e.errno == errno.EINVAL and self.flags.direct:
@@ -88,7 +89,7 @@ class FileNode(Node):
         if readonly == self.readonly:
             return
         old = self._fd
-        self._open(readonly)
+        self._open(readonly, automatic=False)
         if self._locking:
             self._lock.take_over(*joint_use(self.uses))
         os.close(old)

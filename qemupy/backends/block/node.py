@@ -156,6 +156,10 @@ class Node:
         file = self.children().get("file")
         return file.allocated_size() if file is not None else None
 
+    def details(self) -> list[str]:
+        """Further lines for `info block -v`, in the words of `qemu-img info`."""
+        return []
+
     def reopen(self, readonly: bool) -> None:
         """Change between read-only and writable; OSError or BackendError leave the node as it was."""
         for name, child in self.children().items():

@@ -49,9 +49,10 @@ def open_medium(config: DriveConfig, graph: Graph) -> Node | None:
 def open_drive(config: DriveConfig, loop: MainLoop, workers: Workers, graph: Graph) -> Drive:
     """A drive as `-drive` says; its image is locked when a device takes it (`Drive.attach`)."""
     policy = DrivePolicy(config.cache in ("writethrough", "directsync"), config.werror, config.rerror)
-    return Drive(
-        config.id, loop, workers, graph, open_medium(config, graph), removable=config.removable, policy=policy
-    )
+    node = open_medium(config, graph)
+    drive = Drive(config.id, loop, workers, graph, node, removable=config.removable, policy=policy)
+    drive.flags = drive_flags(config)
+    return drive
 
 
 def open_blockdev(options: dict[str, str], graph: Graph) -> Node:
@@ -71,4 +72,6 @@ def drive_on_node(name: str, loop: MainLoop, workers: Workers, graph: Graph) -> 
     if any(use.role == "root" for use in node.uses):
         raise BackendError(f"Node '{name}' is already used by another device")
     node.references += 1
-    return Drive(name, loop, workers, graph, node)
+    drive = Drive(name, loop, workers, graph, node)
+    drive.anonymous = True
+    return drive

@@ -70,10 +70,11 @@ class IdeDrives:
 
     def _attach(self, kind: str, drive: Drive, index: int, given: dict[str, str]) -> None:
         cls = IDE_DEVICES[kind]
+        path = given.pop("id", "")
         share_rw = options.boolean("share-rw", given.pop("share-rw", "off"))
         if kind == "ide-cd" and not drive.removable:
             drive.removable = True
-        given = {key: value for key, value in given.items() if key not in ("id", "bootindex", "driver")}
+        given = {key: value for key, value in given.items() if key not in ("bootindex", "driver")}
         device = cls(block=drive, **registry.parse_props(cls, given))  # type: ignore[arg-type]
         channel = self.channels[index // 2]
         if channel.drives[index % 2] is not None:
@@ -81,7 +82,11 @@ class IdeDrives:
         channel.attach(device, index % 2)
         if not device.serial:
             device.serial = f"QM{index + 1:05}"
-        drive.attach(f"/machine/unattached/device[ide.{index // 2}.{index % 2}]", share_rw=share_rw)
+        drive.attach(
+            path or f"/machine/unattached/device[ide.{index // 2}.{index % 2}]",
+            share_rw=share_rw,
+            writable=kind == "ide-hd",
+        )
         self._vm.add(f"ide.{index // 2}.{index % 2}", device)
 
     def geometries(self) -> list[DiskGeometry | None]:
