@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -59,6 +60,7 @@ class MemoryFile:
 
     readonly = False
     SECTOR = 512
+    LIMIT = 32 << 20
 
     def __init__(self, data: bytes = b"") -> None:
         self.data = bytearray(data)
@@ -66,6 +68,7 @@ class MemoryFile:
         self.unflushed: list[tuple[int, bytes]] = []
         self.writes = self.flushes = 0
         self.fail_after: int | None = None
+        self.before: Callable[[], None] = lambda: None  # called before every write and flush
 
     @property
     def length(self) -> int:
@@ -84,8 +87,11 @@ class MemoryFile:
         self.writev(offset, [memoryview(data)])
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        self.before()
         if self.fail_after is not None and self.writes >= self.fail_after:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if offset + sum(map(len, buffers)) > self.LIMIT:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         self.writes += 1
         data = b"".join(buffers)
         _put(self.data, offset, data)
@@ -101,6 +107,7 @@ class MemoryFile:
             data.extend(bytes(length - len(data)))
 
     def flush(self) -> None:
+        self.before()
         self.flushes += 1
         for offset, data in self.unflushed:
             _put(self.stable, offset, data)

@@ -83,6 +83,10 @@ class Qcow2Disk:
         return self.header.size
 
     @property
+    def cluster_size(self) -> int:
+        return self.meta.geometry.cluster_size
+
+    @property
     def backing_file(self) -> str:
         return self.header.backing_file
 

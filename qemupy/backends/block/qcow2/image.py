@@ -83,6 +83,16 @@ class Qcow2Image(Qcow2Disk):
         """Write to the state area. Whole clusters in one call come to lie in a row in the file."""
         self.write(self._vm_offset(self.length) + offset, data)
 
+    def vmstate_share(self, snapshot: str, source: int, offset: int, length: int) -> None:
+        """Let a part of the state area be what a snapshot's state holds at `source`, without copying: the two share
+        clusters. All three numbers are multiples of `cluster_size`, OSError (EINVAL) else."""
+        self._must_be_writable()
+        size = self.cluster_size
+        if source % size or offset % size or length % size:
+            raise OSError(errno.EINVAL, f"{source:#x}, {offset:#x} and {length:#x} are not multiples of {size:#x}")
+        with self.meta.exclusive():
+            self._snapshots.share_vm_state(self._find(snapshot), source // size, offset // size, length // size)
+
     def vmstate_read(self, offset: int, data: memoryview, snapshot: str | None = None) -> None:
         """Read the state of a snapshot: of the one named, else of the one applied last; else what is being written."""
         with self.meta.request():

@@ -170,7 +170,7 @@ class Metadata:
             self._evict(cluster)
         if cluster in self.fresh:
             self.fresh.discard(cluster)
-            self._when_idle(lambda: self._drop_references([cluster]))
+            self._when_idle(lambda: self._drop_references([cluster], punch=False))
         else:
             self.pending[cluster] = self.pending.get(cluster, 0) + 1
 
@@ -219,9 +219,10 @@ class Metadata:
             with contextlib.suppress(OSError):  # nobody to tell; what could not be freed is a leak at most
                 self._grace.pop(0)[1]()
 
-    def _drop_references(self, clusters: Iterable[int]) -> None:
+    def _drop_references(self, clusters: Iterable[int], punch: bool = True) -> None:
+        """Take references off. `punch`: give free clusters back to the file; not those that are soon used again."""
         freed = [cluster for cluster in clusters if self.refcounts.add(cluster, -1) == 0]
-        if self.pass_discard and freed:
+        if punch and self.pass_discard and freed:
             self._discard(sorted(freed))
 
     def _discard(self, clusters: list[int]) -> None:

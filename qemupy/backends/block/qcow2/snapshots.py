@@ -162,6 +162,27 @@ class Snapshots:
                 meta.set_l1(index, 0)
                 meta.release_l2(table.offset)
 
+    def share_vm_state(self, snapshot: Snapshot, source: int, target: int, count: int) -> None:
+        """Let `count` clusters of the state being written be those of a snapshot's state; `source` and `target` are
+        cluster numbers from the begin of each. Inside `Metadata.exclusive`."""
+        meta, bits = self._meta, self._meta.geometry.l2_bits
+        l1 = self.l1_of(snapshot)
+        source += self.vm_index(snapshot.info.disk_size) << bits
+        target += self.vm_index(meta.header.size) << bits
+        while count:
+            low, to = source & (1 << bits) - 1, target & (1 << bits) - 1
+            length = min(count, (1 << bits) - max(low, to))
+            index = source >> bits
+            table = meta.l2_at(l1[index], index) if index < len(l1) else None
+            shared = table.values[low : low + length] if table is not None else zeros(length)
+            self._mapping.retain_entries(shared)
+            into = meta.l2_to_write(target >> bits)
+            for entry in into.values[to : to + length]:
+                self._mapping.release_entry(entry)
+            into.values[to : to + length] = array.array("Q", [entry & ~COPIED for entry in shared])
+            meta.l2.mark(into, to, to + length)
+            source, target, count = source + length, target + length, count - length
+
     # Taking
 
     def create(self, info: SnapshotInfo) -> SnapshotInfo:
@@ -257,7 +278,10 @@ class Snapshots:
             if active & OFFSET_MASK != entry:
                 tables = [meta.l2_at(active, index), meta.l2_at(entry, index)]
                 one, other = (table.values if table is not None else zeros(count) for table in tables)
-                differing += sum((a ^ b) & ~COPIED != 0 for a, b in zip(one, other, strict=True))
+                for start in range(0, count, _CHUNK):
+                    a, b = one[start : start + _CHUNK], other[start : start + _CHUNK]
+                    if a != b:
+                        differing += sum((x ^ y) & ~COPIED != 0 for x, y in zip(a, b, strict=True))
         return differing
 
     # Applying
