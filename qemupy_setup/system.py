@@ -65,6 +65,7 @@ TEST = [
     Requirement("xorriso", "bootable CD-ROM guests", have_command("xorriso")),
     Requirement("qemu-utils", "disk image tests", have_command("qemu-img")),
     Requirement("mtools", "bootable CD-ROM guests", have_command("mformat")),
+    Requirement("nbdkit", "NBD tests", have_command("nbdkit")),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Drives over real files, with a main loop and workers but no machine."""
+"""Drives over real files: on a main loop and workers alone, and in a machine with a monitor."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import pytest
 from qemupy.backends.block.drive import Drive
 from qemupy.backends.block.open import open_drive
 from qemupy.backends.block.opening import Graph
-from qemupy.config import parse_drive
+from qemupy.config import Config, parse_drive
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
+from qemupy.monitor.hmp import Hmp
+from qemupy.vcpu.accel import FakeAccel
+from qemupy.vm import RunState, Vm
 
 
 class Host:
@@ -40,9 +43,13 @@ class Host:
         assert self.loop.run_until(lambda: len(errors) == len(calls))
         return [errors[n] for n in range(len(calls))]
 
-    def close(self) -> None:
+    def close_drives(self) -> None:
         for drive in self.drives:
             drive.close()
+        self.drives.clear()
+
+    def close(self) -> None:
+        self.close_drives()
         self.graph.close()
         assert not self.graph.nodes
         self.workers.stop()
@@ -61,3 +68,43 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(range(256)) * 256)
     return path
+
+
+class Machine:
+    """A running Vm without vCPUs, and a monitor."""
+
+    def __init__(self) -> None:
+        self.vm = Vm(Config(ram=1 << 20), FakeAccel())
+        self.hmp = Hmp(self.vm)
+        self.errors: list[tuple[str, int]] = []
+        with self.vm.bql:
+            self.vm.cont()
+
+    def drive(self, text: str) -> Drive:
+        drive = self.vm.add_drive(parse_drive(text, []))
+        drive.attach("disk")
+        return drive
+
+    def write(self, drive: Drive, name: str, offset: int, data: bytes) -> None:
+        with self.vm.bql:
+            drive.write(offset, data, lambda error: self.errors.append((name, error)))
+
+    def wait(self, *names: str) -> list[int]:
+        assert self.vm.loop.run_until(lambda: len(self.errors) >= len(names))
+        found = dict(self.errors)
+        self.errors.clear()
+        return [found[name] for name in names]
+
+    def wait_for(self, state: RunState) -> None:
+        assert self.vm.loop.run_until(lambda: self.vm.run_state == state)
+
+    def __call__(self, line: str) -> str:
+        with self.vm.bql:
+            return self.hmp.execute(line)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine()
+    yield made
+    made.vm.close()

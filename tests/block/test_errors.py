@@ -13,57 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from qemupy.backends.block.drive import Drive
 from qemupy.backends.block.node import Buffer
 from qemupy.backends.block.null import NullNode
 from qemupy.backends.block.opening import Flags
-from qemupy.config import Config, parse_drive
+from qemupy.config import parse_drive
 from qemupy.errors import BackendError
-from qemupy.monitor.hmp import Hmp
-from qemupy.vcpu.accel import FakeAccel
-from qemupy.vm import RunState, Vm
+from qemupy.vm import RunState
+from tests.block.conftest import Machine
 
 MIB = 1 << 20
-
-
-class Machine:
-    """A running Vm without vCPUs, and a monitor."""
-
-    def __init__(self) -> None:
-        self.vm = Vm(Config(ram=MIB), FakeAccel())
-        self.hmp = Hmp(self.vm)
-        self.errors: list[tuple[str, int]] = []
-        with self.vm.bql:
-            self.vm.cont()
-
-    def drive(self, text: str) -> Drive:
-        drive = self.vm.add_drive(parse_drive(text, []))
-        drive.attach("disk")
-        return drive
-
-    def write(self, drive: Drive, name: str, offset: int, data: bytes) -> None:
-        with self.vm.bql:
-            drive.write(offset, data, lambda error: self.errors.append((name, error)))
-
-    def wait(self, *names: str) -> list[int]:
-        assert self.vm.loop.run_until(lambda: len(self.errors) >= len(names))
-        found = dict(self.errors)
-        self.errors.clear()
-        return [found[name] for name in names]
-
-    def wait_for(self, state: RunState) -> None:
-        assert self.vm.loop.run_until(lambda: self.vm.run_state == state)
-
-    def __call__(self, line: str) -> str:
-        with self.vm.bql:
-            return self.hmp.execute(line)
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    made = Machine()
-    yield made
-    made.vm.close()
 
 
 @contextlib.contextmanager

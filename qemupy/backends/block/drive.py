@@ -317,7 +317,8 @@ class Drive:
         node = self.node
         if node is not None:
             try:
-                node.flush()
+                if not self.in_flight:  # else it hangs, and a flush would hang as well
+                    node.flush()
             except OSError:
                 pass  # nobody is left to tell
             self._end_use()

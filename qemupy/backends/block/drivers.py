@@ -12,6 +12,7 @@ from qemupy.errors import BackendError
 DRIVERS: dict[str, tuple[str, str]] = {
     "file": ("file", "FileNode"),
     "host_device": ("file", "HostDeviceNode"),
+    "nbd": ("nbd.node", "NbdNode"),
     "null-aio": ("null", "NullAioNode"),
     "null-co": ("null", "NullNode"),
     "qcow2": ("qcow2.driver", "Qcow2Node"),

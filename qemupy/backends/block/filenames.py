@@ -27,6 +27,10 @@ def filename_options(filename: str) -> dict[str, str]:
         return {"driver": "host_device", "filename": rest}
     if scheme in ("null-co", "null-aio") and rest == "//":
         return {"driver": scheme}
+    if scheme in ("nbd", "nbd+tcp", "nbd+unix"):
+        from qemupy.backends.block.nbd.address import parse_filename
+
+        return {"driver": "nbd", **parse_filename(filename)}
     raise BackendError(f"Unknown protocol '{scheme}'")
 
 

@@ -7,13 +7,14 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 IOV_MAX = 1024
 BOUNCE = 1 << 20
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV)
+Transfer = Callable[[int, Sequence[memoryview]], None]
 _libc: ctypes.CDLL | None = None
 
 
@@ -38,7 +39,7 @@ def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
         while group:
             count = os.preadv(fd, group, at)
             at += count
-            group = _rest(group, count)
+            group = rest_of(group, count)
             if group and (count == 0 or count % 512):  # the end of the file; O_DIRECT would refuse to go on from there
                 for buffer in group:
                     buffer[:] = bytes(len(buffer))
@@ -50,7 +51,7 @@ def write_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
         while group:
             count = os.pwritev(fd, group, at)
             at += count
-            group = _rest(group, count)
+            group = rest_of(group, count)
 
 
 def _groups(offset: int, buffers: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
@@ -61,7 +62,7 @@ def _groups(offset: int, buffers: Sequence[memoryview]) -> Iterator[tuple[int, l
         offset += sum(map(len, group))
 
 
-def _rest(group: list[memoryview], done: int) -> list[memoryview]:
+def rest_of(group: list[memoryview], done: int) -> list[memoryview]:
     """What is left of the buffers after `done` bytes."""
     for n, buffer in enumerate(group):
         if done < len(buffer):
@@ -91,24 +92,15 @@ class RangeLock:
                 self._changed.notify_all()
 
 
-class DirectFile:
-    """Reads and writes of any shape on a descriptor opened with O_DIRECT, which wants offset, length and memory on
-    multiples of `alignment`. What fits goes straight; the rest through an aligned buffer, edges being read first."""
+class AlignedAccess:
+    """Reads and writes of any shape on something that wants offset and length on multiples of `alignment`: what fits
+    goes straight to `read` and `write`; the rest goes through an aligned buffer, edges being read first."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.alignment = next((size for size in (512, 1024, 2048, 4096) if self._takes(size)), 4096)
+    def __init__(self, alignment: int, read: Transfer, write: Transfer) -> None:
+        self.alignment = alignment
+        self._read, self._write = read, write
         self._ranges = RangeLock()
         self._local = threading.local()
-
-    def _takes(self, alignment: int) -> bool:
-        """Does a read at an odd multiple of this work?"""
-        with mmap.mmap(-1, 8192) as pages, memoryview(pages) as view, view[alignment : 2 * alignment] as part:
-            try:
-                os.preadv(self.fd, [part], alignment)
-            except OSError as e:
-                return e.errno != errno.EINVAL
-        return True
 
     @property
     def _bounce(self) -> memoryview:
@@ -118,20 +110,19 @@ class DirectFile:
         view: memoryview = self._local.view
         return view
 
-    def _aligned(self, offset: int, buffers: Sequence[memoryview]) -> bool:
-        return not any((offset | len(b)) % self.alignment for b in buffers)
+    def _goes_straight(self, transfer: Transfer, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """Done, if it fits as it is."""
+        if any((offset | len(b)) % self.alignment for b in buffers):
+            return False
+        transfer(offset, buffers)
+        return True
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        if self._aligned(offset, buffers):
-            try:
-                read_fully(self.fd, offset, buffers)
-                return
-            except OSError as e:
-                if e.errno != errno.EINVAL:
-                    raise
+        if self._goes_straight(self._read, offset, buffers):
+            return
         for buffer in buffers:
             for at, piece, lead, span in self._pieces(offset, buffer):
-                read_fully(self.fd, at - lead, [self._bounce[:span]])
+                self._read(at - lead, [self._bounce[:span]])
                 piece[:] = self._bounce[lead : lead + len(piece)]
             offset += len(buffer)
 
@@ -139,13 +130,8 @@ class DirectFile:
         """Widened to whole blocks for the lock: a neighbour's bytes in a block that is read first must not change."""
         end = offset + sum(map(len, buffers))
         with self._ranges.hold(offset - offset % self.alignment, end + -end % self.alignment):
-            if self._aligned(offset, buffers):
-                try:
-                    write_fully(self.fd, offset, buffers)
-                    return
-                except OSError as e:
-                    if e.errno != errno.EINVAL:
-                        raise
+            if self._goes_straight(self._write, offset, buffers):
+                return
             for buffer in buffers:
                 for at, piece, lead, span in self._pieces(offset, buffer):
                     self._write_piece(at - lead, piece, lead, span)
@@ -153,11 +139,11 @@ class DirectFile:
 
     def _write_piece(self, start: int, piece: memoryview, lead: int, span: int) -> None:
         if lead or len(piece) != span:
-            read_fully(self.fd, start, [self._bounce[: self.alignment]])
+            self._read(start, [self._bounce[: self.alignment]])
             if span > self.alignment:
-                read_fully(self.fd, start + span - self.alignment, [self._bounce[span - self.alignment : span]])
+                self._read(start + span - self.alignment, [self._bounce[span - self.alignment : span]])
         self._bounce[lead : lead + len(piece)] = piece
-        write_fully(self.fd, start, [self._bounce[:span]])
+        self._write(start, [self._bounce[:span]])
 
     def _pieces(self, offset: int, buffer: memoryview) -> Iterator[tuple[int, memoryview, int, int]]:
         """(offset, piece, bytes of its first block before it, length of its whole blocks), each fit for the bounce
@@ -169,3 +155,32 @@ class DirectFile:
             span = lead + len(piece) + -(lead + len(piece)) % self.alignment
             yield offset + done, piece, lead, span
             done += len(piece)
+
+
+class DirectFile(AlignedAccess):
+    """A descriptor opened with O_DIRECT, which wants the memory aligned as well; the host tells by EINVAL."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        super().__init__(
+            next((size for size in (512, 1024, 2048, 4096) if self._takes(size)), 4096),
+            lambda offset, buffers: read_fully(fd, offset, buffers),
+            lambda offset, buffers: write_fully(fd, offset, buffers),
+        )
+
+    def _takes(self, alignment: int) -> bool:
+        """Does a read at an odd multiple of this work?"""
+        with mmap.mmap(-1, 8192) as pages, memoryview(pages) as view, view[alignment : 2 * alignment] as part:
+            try:
+                os.preadv(self._fd, [part], alignment)
+            except OSError as e:
+                return e.errno != errno.EINVAL
+        return True
+
+    def _goes_straight(self, transfer: Transfer, offset: int, buffers: Sequence[memoryview]) -> bool:
+        try:
+            return super()._goes_straight(transfer, offset, buffers)
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+            return False
