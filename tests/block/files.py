@@ -20,7 +20,6 @@ class LocalFile:
     def length(self) -> int:
         return os.fstat(self.fd).st_size
 
-    @property
     def fileno(self) -> int:
         return self.fd
 

@@ -115,11 +115,12 @@ def test_the_machines_state_lies_in_long_runs(tmp_path: Path) -> None:
             image.vmstate_write(at + (64 << 20), data[at : at + MIB])
         image.snapshot_create("ram", 0, 0, 0, (64 << 20) + len(data))
         extents = image.vmstate_extents("ram", 0, (64 << 20) + len(data))
-        assert extents[0] == (0, None, 64 << 20) and len(extents) <= 4
-        assert image.fileno is not None
+        assert extents is not None and extents[0] == (0, None, 64 << 20) and len(extents) <= 4
+        fd = image.fileno()
+        assert fd is not None
         for offset, host, length in extents[1:]:
             assert host is not None and host % 65536 == 0
-            assert os.pread(image.fileno, length, host) == data[offset - (64 << 20) : offset - (64 << 20) + length]
+            assert os.pread(fd, length, host) == data[offset - (64 << 20) : offset - (64 << 20) + length]
 
 
 def test_the_state_of_any_snapshot_can_be_read() -> None:
@@ -129,7 +130,7 @@ def test_the_state_of_any_snapshot_can_be_read() -> None:
         image.vmstate_write(0, name.encode() * 5000)
         image.snapshot_create(name, 0, 0, 0, 15000)
     data = bytearray(15000)
-    image.vmstate_read(0, memoryview(data), "one")
+    image.vmstate_read(0, memoryview(data), image.snapshots()[0])
     assert data == b"one" * 5000
     image.snapshot_apply("two")
     image.vmstate_read(0, memoryview(data))
@@ -204,7 +205,7 @@ def test_pinned_clusters_are_evicted_before_they_are_freed() -> None:
         image.vmstate_begin()
         image.vmstate_write(0, name.encode() * 4096)
         image.snapshot_create(name, 0, 0, 0, 4 * 4096)
-    places = {name: image.vmstate_extents(name, 0, 4 * 4096) for name in ("keep", "drop")}
+    places = {name: image.vmstate_extents(name, 0, 4 * 4096) or [] for name in ("keep", "drop")}
 
     def evict() -> None:
         seen.append(b"".join(bytes(file.data[host : host + size]) for _, host, size in places["drop"] if host))
@@ -280,3 +281,55 @@ def test_threads_write_side_by_side(tmp_path: Path) -> None:
     written = {number * 512: now[number * 512 : number * 512 + 512] for number in range(4096)}
     assert all(data == data[:1] * 512 and (not data[0] or (data[0] - 1) // 16 == at // 512 % 8)
                for at, data in written.items())  # fmt: skip
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("cluster_size", [512, 65536])
+def test_snapshots_under_load(tmp_path: Path, cluster_size: int) -> None:
+    """Threads use the disk while snapshots are taken, applied and deleted, with caches of a few tables."""
+    path = made(tmp_path / "image.qcow2", 8 * MIB, cluster_size)
+    file = LocalFile(path)
+    image = Qcow2Image(file, str(path), readonly=False, discard=True, caches=(16384, 16384))
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def use(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            while not stop.is_set():
+                at = rng.randrange(8 * MIB // 512 - 200) * 512
+                length = rng.choice([512, 4096, 100_000])
+                kind = rng.choice("wwwrrdzfc")
+                if kind == "w":
+                    image.write(at, rng.randbytes(length))
+                elif kind == "r":
+                    read(image, at, length)
+                elif kind == "d":
+                    image.discard(at, length)
+                elif kind == "z":
+                    image.write_zeroes(at, length, unmap=length == 4096)
+                elif kind == "f":
+                    image.flush()
+                else:
+                    image.read_cached(at, [memoryview(bytearray(512))])
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(12):
+        image.vmstate_begin()
+        image.vmstate_write(0, b"state" * 40_000)
+        image.snapshot_create(f"s{number}", 0, 0, 0, 200_000)
+        image.snapshot_apply(image.snapshots()[number % 2 if number else 0].id)
+        if number > 2:
+            image.snapshot_delete(image.snapshots()[-2].id)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    image.close()
+    file.close()
+    assert not errors, errors
+    assert_clean(path)

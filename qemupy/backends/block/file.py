@@ -167,7 +167,6 @@ class FileNode(Node):
     def allocated_size(self) -> int | None:
         return os.fstat(self._fd).st_blocks * 512
 
-    @property
     def fileno(self) -> int:
         """The descriptor, for mapping parts of the file."""
         return self._fd

@@ -268,8 +268,10 @@ class Qcow2Disk:
         self._must_be_writable()
         if length % 512:
             raise OSError(errno.EINVAL, "The new size must be a multiple of 512")
-        if self._snapshots.list and (self.header.version < 3 or length < self.length):
-            raise OSError(errno.ENOTSUP, "Can't resize an image which has snapshots")
+        if self._snapshots.list and self.header.version < 3:
+            raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
+        if self.header.extension(fmt.EXTENSION_BITMAPS) is not None:
+            raise OSError(errno.ENOTSUP, "Can't resize an image which has persistent bitmaps")
         if length < self.length:
             with self.meta.request():
                 size = self.meta.geometry.cluster_size

@@ -39,37 +39,24 @@ FEATURE_NAMES = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
 class Geometry:
     """What follows from the cluster size. Offsets and sizes are bytes, indices count entries."""
 
-    cluster_bits: int
-    refcount_order: int = 4
+    __slots__ = ("cluster_bits", "cluster_size", "l1_shift", "l2_bits", "refcount_order", "refcounts_per_block")
 
-    @property
-    def cluster_size(self) -> int:
-        return 1 << self.cluster_bits
-
-    @property
-    def l2_bits(self) -> int:
-        """log2 of the entries of one L2 table."""
-        return self.cluster_bits - 3
-
-    @property
-    def l1_shift(self) -> int:
-        """log2 of the guest bytes one L1 entry stands for."""
-        return self.cluster_bits + self.l2_bits
-
-    @property
-    def refcounts_per_block(self) -> int:
-        return 1 << (self.cluster_bits + 3 - self.refcount_order)
+    def __init__(self, cluster_bits: int, refcount_order: int) -> None:
+        self.cluster_bits, self.refcount_order = cluster_bits, refcount_order
+        self.cluster_size = 1 << cluster_bits
+        self.l2_bits = cluster_bits - 3  # log2 of the entries of one L2 table
+        self.l1_shift = cluster_bits + self.l2_bits  # log2 of the guest bytes one L1 entry stands for
+        self.refcounts_per_block = 1 << (cluster_bits + 3 - refcount_order)
 
     def clusters(self, length: int) -> int:
         """Clusters that `length` bytes occupy."""
-        return -(-length // self.cluster_size)
+        return -(-length >> self.cluster_bits)
 
     def l1_entries(self, size: int) -> int:
-        return -(-size >> self.l1_shift) if size >= 0 else 0
+        return -(-size >> self.l1_shift)
 
 
 @dataclasses.dataclass

@@ -24,10 +24,15 @@ class Qcow2Image(Qcow2Disk):
         with self.meta.lock:
             return [snapshot.info for snapshot in self._snapshots.list]
 
-    def _find(self, id_or_name: str) -> Snapshot:
-        snapshot = self._snapshots.find(id_or_name)
+    def _find(self, which: str | SnapshotInfo) -> Snapshot:
+        """By id or name, or by the entry that `snapshots` gave; OSError (ENOENT) if it is gone."""
+        if isinstance(which, SnapshotInfo):
+            snapshot = next((s for s in self._snapshots.list if s.info == which), None)
+        else:
+            snapshot = self._snapshots.find(which)
         if snapshot is None:
-            raise OSError(errno.ENOENT, f"snapshot '{id_or_name}' does not exist")
+            name = which.name if isinstance(which, SnapshotInfo) else which
+            raise OSError(errno.ENOENT, f"snapshot '{name}' does not exist")
         return snapshot
 
     def snapshot_create(self, name: str, date_sec: int, date_nsec: int, vm_clock_nsec: int, vm_state_size: int,
@@ -39,13 +44,13 @@ class Qcow2Image(Qcow2Disk):
         with self.meta.exclusive():
             return self._snapshots.create(info)
 
-    def snapshot_apply(self, id_or_name: str) -> SnapshotInfo:
+    def snapshot_apply(self, which: str | SnapshotInfo) -> SnapshotInfo:
         """Go back to a snapshot: its disk content and size. Ordered like a write, stable after the next `flush`.
 
         Costs what differs between the active state and the snapshot; `vmstate_read` reads its state afterwards."""
         self._must_be_writable()
         with self.meta.exclusive():
-            snapshot = self._find(id_or_name)
+            snapshot = self._find(which)
             self._bitmaps.written(0, max(self.length, snapshot.info.disk_size))
             self._snapshots.apply(snapshot)
             self._clusters.clear()
@@ -53,19 +58,19 @@ class Qcow2Image(Qcow2Disk):
         self.on_resize(snapshot.info.disk_size)
         return snapshot.info
 
-    def snapshot_delete(self, id_or_name: str) -> None:
+    def snapshot_delete(self, which: str | SnapshotInfo) -> None:
         """Durable when it returns. Pinned clusters are evicted first."""
         self._must_be_writable()
         with self.meta.exclusive():
-            snapshot = self._find(id_or_name)
+            snapshot = self._find(which)
             self._snapshots.delete(snapshot)
             if self._applied is snapshot:
                 self._applied = None
 
-    def changed_since(self, id_or_name: str) -> int:
+    def changed_since(self, which: str | SnapshotInfo) -> int:
         """Guest bytes, in whole clusters, in which the disk differs from the snapshot's; 0 right after applying it."""
         with self.meta.lock:
-            return self._snapshots.changed(self._find(id_or_name)) << self.meta.geometry.cluster_bits
+            return self._snapshots.changed(self._find(which)) << self.meta.geometry.cluster_bits
 
     # The machine's state
 
@@ -83,7 +88,7 @@ class Qcow2Image(Qcow2Disk):
         """Write to the state area. Whole clusters in one call come to lie in a row in the file."""
         self.write(self._vm_offset(self.length) + offset, data)
 
-    def vmstate_share(self, snapshot: str, source: int, offset: int, length: int) -> None:
+    def vmstate_share(self, snapshot: str | SnapshotInfo, source: int, offset: int, length: int) -> None:
         """Let a part of the state area be what a snapshot's state holds at `source`, without copying: the two share
         clusters. All three numbers are multiples of `cluster_size`, OSError (EINVAL) else."""
         self._must_be_writable()
@@ -93,7 +98,7 @@ class Qcow2Image(Qcow2Disk):
         with self.meta.exclusive():
             self._snapshots.share_vm_state(self._find(snapshot), source // size, offset // size, length // size)
 
-    def vmstate_read(self, offset: int, data: memoryview, snapshot: str | None = None) -> None:
+    def vmstate_read(self, offset: int, data: memoryview, snapshot: str | SnapshotInfo | None = None) -> None:
         """Read the state of a snapshot: of the one named, else of the one applied last; else what is being written."""
         with self.meta.request():
             with self.meta.lock:
@@ -102,31 +107,34 @@ class Qcow2Image(Qcow2Disk):
                 start = self._vm_offset(found.info.disk_size if found is not None else self.length) + offset
             self._read_runs(self.mapping.lookup(start, len(data), l1), start, [data], backed=False)
 
-    def vmstate_extents(self, snapshot: str, offset: int, length: int) -> list[tuple[int, int | None, int]]:
-        """Where a snapshot's state lies: (offset in the state, offset in the file, length). The file offset is None for
-        what reads as zeros or is compressed, which only `vmstate_read` can read."""
+    def vmstate_extents(self, snapshot: str | SnapshotInfo, offset: int,
+                        length: int) -> list[tuple[int, int | None, int]] | None:  # fmt: skip
+        """Where a snapshot's state lies: (offset in the state, offset in the file, length), the file offset None for
+        what reads as zeros. None in place of the list if parts are compressed: these only `vmstate_read` can read."""
         with self.meta.request():
             with self.meta.lock:
                 found = self._find(snapshot)
                 l1 = self._snapshots.l1_of(found)
             runs = self.mapping.lookup(self._vm_offset(found.info.disk_size) + offset, length, l1)
-        extents = []
+        if any(run.kind is Kind.COMPRESSED for run in runs):
+            return None
+        extents: list[tuple[int, int | None, int]] = []
         for run in runs:
             extents.append((offset, run.host if run.kind is Kind.NORMAL else None, run.length))
             offset += run.length
         return extents
 
-    @property
     def fileno(self) -> int | None:
         """The descriptor of the file in which the extents lie; None unless that is a plain local file."""
-        number: int | None = getattr(self.file, "fileno", None)
-        return number
+        fileno: Callable[[], int] | None = getattr(self.file, "fileno", None)
+        return fileno() if fileno is not None else None
 
-    def pin(self, extents: Iterable[tuple[int, int]], evict: Callable[[], None]) -> None:
+    def pin(self, extents: Iterable[tuple[int, int]], evict: Callable[[], None]) -> Callable[[], None]:
         """`evict` is called once before any cluster of these (file offset, length) ranges is freed. It is called with
         the image locked: it must not call the image or wait for who does."""
         self.meta.pin(extents, evict)
+        return evict
 
     def unpin(self, evict: Callable[[], None]) -> None:
-        """Take back what was pinned with this callback."""
+        """Take back what was pinned with this callback (`pin` returns it)."""
         self.meta.unpin(evict)

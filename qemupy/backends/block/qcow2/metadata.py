@@ -110,13 +110,9 @@ class Metadata:
             if self._exclusive and not self._active:
                 self.changed.notify_all()
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
-        ticket = self.enter()
-        try:
-            yield
-        finally:
-            self.leave(ticket)
+    def request(self) -> Request:
+        """For `with`: a request is under way."""
+        return Request(self)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -252,7 +248,7 @@ class Metadata:
     def l2_to_write(self, index: int) -> Table:
         """The L2 table of L1 entry `index`, ours alone: a new one, or a copy of one that is shared with a snapshot."""
         if index >= len(self.l1.values):
-            self.grow_l1(index + 1)
+            self.grow_l1(min(index + 1 + index // 2, MAX_L1_BYTES // 8))  # each growth moves the whole table
         entry = self.l1.values[index]
         old = self.l2_at(entry, index)
         if old is not None and entry & COPIED:
@@ -390,6 +386,19 @@ class Metadata:
             self._when_idle(lambda: self._drop_references(_repeated(batch.frees)))
         for action in batch.actions:
             self._when_idle(action)
+
+
+class Request:
+    __slots__ = ("_meta", "_ticket")
+
+    def __init__(self, meta: Metadata) -> None:
+        self._meta = meta
+
+    def __enter__(self) -> None:
+        self._ticket = self._meta.enter()
+
+    def __exit__(self, *_: object) -> None:
+        self._meta.leave(self._ticket)
 
 
 def _repeated(frees: dict[int, int]) -> Iterator[int]:

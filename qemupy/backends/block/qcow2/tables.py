@@ -160,7 +160,9 @@ class TableCache:
             del self._tables[offset]
 
     def mark(self, table: Table, low: int, high: int) -> None:
+        """Entries have changed. The table is in the cache from now on, whether it had been evicted meanwhile or not."""
         table.mark(low, high)
+        self._tables.setdefault(table.offset, table)
         self.dirty[table.offset] = table
 
     def drop(self, offset: int) -> None:
