@@ -112,8 +112,8 @@ int64_t qpy_ram_alloc(QpyMachine *m, uint64_t size);
 void *qpy_ram_host(QpyMachine *m, uint64_t ram_off); /* [any] for ffi.buffer(); writing through it: see below */
 /* Stores into the RAM space whatever the flat view says (ROM contents, loadvm): marks dirty, invalidates code. */
 int qpy_ram_store(QpyMachine *m, uint64_t ram_off, const void *buf, uint64_t n); /* [BQL] */
-/* Call after having written through qpy_ram_host. */
-void qpy_ram_changed(QpyMachine *m, uint64_t ram_off, uint64_t n); /* [BQL] */
+/* Call after having written through qpy_ram_host: count pairs of offset and size. */
+void qpy_ram_changed(QpyMachine *m, const uint64_t *ranges, uint64_t count); /* [BQL] */
 
 /* Replaces the flat view: n ranges, sorted, not overlapping; holes read as ones. Takes effect on every vCPU before it
  * returns (they are held at a safe point meanwhile); may be called inside an upcall. */

@@ -252,6 +252,7 @@ class Vm:
 
     def reset(self) -> None:
         """Power-on state of everything; the vCPUs are idle."""
+        self.drain()
         for drive in self.drives.values():
             drive.forget_suspended()
         for call in self._resets:

@@ -59,8 +59,9 @@ int qpy_ram_store(QpyMachine *m, uint64_t ram_off, const void *buf, uint64_t n) 
     ram_changed(m, ram_off, n);
     return 0;
 }
-void qpy_ram_changed(QpyMachine *m, uint64_t ram_off, uint64_t n) {
-    if (ram_in_bounds(m, ram_off, n)) ram_changed(m, ram_off, n);
+void qpy_ram_changed(QpyMachine *m, const uint64_t *ranges, uint64_t count) {
+    for (; count; count--, ranges += 2)
+        if (ram_in_bounds(m, ranges[0], ranges[1])) ram_changed(m, ranges[0], ranges[1]);
 }
 
 int qpy_machine_set_view(QpyMachine *m, const QpyMemRange *ranges, uint32_t n) {

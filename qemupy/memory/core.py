@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -64,7 +65,8 @@ class CoreMemory(Protocol):
         """A zeroed block, page aligned in RAM space; BackendError when the host has not enough memory."""
 
     def view(self, offset: int, size: int) -> memoryview:
-        """View of RAM space, for reading. Not to be kept beyond an upcall or safe point."""
+        """View of RAM space. Not to be kept beyond an upcall or safe point, except by a disk request, which is drained
+        before RAM is replaced; whoever writes through it calls `changed` afterwards."""
 
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         """Replace the flat view. Takes effect at the next instruction boundary of every vCPU."""
@@ -73,8 +75,9 @@ class CoreMemory(Protocol):
         """A store to RAM space by somebody else than a vCPU: announced, done, marked dirty, decoded code invalidated.
         With the BQL held."""
 
-    def changed(self, offset: int, size: int) -> None:
-        """Somebody wrote through `view` while no vCPU ran: mark dirty, invalidate decoded code. With the BQL held."""
+    def changed(self, ranges: array[int]) -> None:
+        """Somebody wrote through `view`: mark dirty, invalidate decoded code. `ranges` is an array("Q") of offset and
+        size in turn. With the BQL held."""
 
     @property
     def size(self) -> int:
@@ -132,8 +135,8 @@ class PyCoreMemory:
         self._ram[offset : offset + len(data)] = data
         self.stores.append((offset, len(data)))
 
-    def changed(self, offset: int, size: int) -> None:
-        self.stores.append((offset, size))
+    def changed(self, ranges: array[int]) -> None:
+        self.stores += zip(ranges[::2], ranges[1::2], strict=True)
 
     @property
     def size(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 from qemupy import trace
 from qemupy.memory.space import AddressSpace
 
@@ -49,6 +52,59 @@ class GuestRam:
             count = min(len(view) - done, hit.end - address)
             self._core.store(hit.ram_offset(address), view[done : done + count])
             done += count
+
+    def views(self, pieces: Sequence[tuple[int, int]], to_memory: bool) -> list[memoryview]:
+        """RAM itself, (address, size) by piece, for requests that go on after this call. What is not RAM is told to the
+        log; ones are read there and what is written is lost."""
+        found: list[memoryview] = []
+        low = high = base = 0  # the stretch of RAM that the last piece was in; `base` leads to RAM space
+        for gpa, size in pieces:
+            if not low <= gpa <= gpa + size <= high:
+                hit = self.space.find(gpa)
+                if hit is None or gpa + size > hit.end or not (hit.direct_write if to_memory else hit.direct_read):
+                    self._odd_views(gpa, size, to_memory, found)
+                    continue
+                low, high, base = hit.start, hit.end, hit.ram_offset(0)
+            found.append(self._core.view(base + gpa, size))
+        return found
+
+    def _odd_views(self, gpa: int, size: int, to_memory: bool, found: list[memoryview]) -> None:
+        """A piece that does not lie in one stretch of RAM."""
+        end = gpa + size
+        while gpa < end:
+            hit = self.space.find(gpa)
+            if hit is not None and (hit.direct_write if to_memory else hit.direct_read):
+                count = min(end, hit.end) - gpa
+                found.append(self._core.view(hit.ram_offset(gpa), count))
+            else:
+                trace.log_guest_error("DMA outside RAM at %#x", gpa)
+                count = min(end, hit.end if hit is not None else (gpa | 0xFFF) + 1) - gpa
+                found.append(memoryview(bytearray(b"\xff" * count)))
+            gpa += count
+
+    def landed(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """Bytes have been written through `views`: the pages are dirty, code in them is not what it was."""
+        ranges = array("Q")
+        low = high = base = 0
+        for gpa, size in pieces:
+            if not low <= gpa <= gpa + size <= high:
+                hit = self.space.find(gpa)
+                if hit is None or gpa + size > hit.end or not hit.direct_write:
+                    self._odd_landing(gpa, size, ranges)
+                    continue
+                low, high, base = hit.start, hit.end, hit.ram_offset(0)
+            ranges.append(base + gpa)
+            ranges.append(size)
+        self._core.changed(ranges)
+
+    def _odd_landing(self, gpa: int, size: int, ranges: array[int]) -> None:
+        end = gpa + size
+        while gpa < end:
+            hit = self.space.find(gpa)
+            count = min(end, hit.end if hit is not None else (gpa | 0xFFF) + 1) - gpa
+            if hit is not None and hit.direct_write:
+                ranges.extend((hit.ram_offset(gpa), count))
+            gpa += count
 
     def read_int(self, gpa: int, size: int) -> int:
         return int.from_bytes(self.read(gpa, size), "little")

@@ -6,6 +6,7 @@ RAM is written as it comes, each piece behind its checksum; devices and vCPUs on
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable
 
 from qemupy.errors import MonitorError, QemupyError, StateError
@@ -59,7 +60,7 @@ class Incoming:
             channel = yield listener.accept
             tables = yield lambda: receive(vm, channel, listener.what)
             state = machine.Checked(vm, tables, listener.what)
-            vm.accel.memory.changed(0, vm.accel.memory.size)
+            vm.accel.memory.changed(array("Q", (0, vm.accel.memory.size)))
             state.commit()
             channel.answer()
         except QemupyError as e:

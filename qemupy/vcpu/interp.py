@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -127,8 +128,8 @@ class InterpMemory:
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         lib.qpy_ram_store(self._machine, offset, ffi.from_buffer(data), len(data))
 
-    def changed(self, offset: int, size: int) -> None:
-        lib.qpy_ram_changed(self._machine, offset, size)
+    def changed(self, ranges: array[int]) -> None:
+        lib.qpy_ram_changed(self._machine, ffi.from_buffer("uint64_t[]", ranges), len(ranges) // 2)
 
     @property
     def size(self) -> int:

@@ -115,3 +115,22 @@ def test_dma_is_bounds_checked_and_announced() -> None:
     assert dma.read(0xFFFF, 2) == b"x\xff"
     dma.write_int(0x100, 4, 0x01020304)
     assert dma.read_int(0x102, 2) == 0x0102
+
+
+def test_dma_views_are_the_memory_itself() -> None:
+    """Stand-ins fill the holes, so that a request always has its length; landed bytes are announced where RAM is."""
+    core, space, _, _ = build()
+    ram = GuestRam(space)
+    views = ram.views([(0x1F00, 0x1200)], True)
+    assert [len(v) for v in views] == [0x100, 0x1000, 0x100]
+    for view in views:
+        view[:] = b"x" * len(view)
+    assert not core.stores
+    ram.landed([(0x1F00, 0x1200)])
+    assert core.stores == [(0x1F00, 0x100), (0x3000, 0x100)]
+    assert ram.read(0x1F00, 0x100) == b"x" * 0x100 and bytes(core.view(0x2000, 0x1000)) == bytes(0x1000)
+    ram.landed([(0x100, 8), (0x200, 8), (0x4000, 8)])
+    assert core.stores[2:] == [(0x100, 8), (0x200, 8), (0x4000, 8)]
+    assert [len(v) for v in ram.views([(0, 16), (32, 8), (0x5000, 4)], True)] == [16, 8, 4]
+    beyond = ram.views([(0xFFF0, 0x30)], False)
+    assert bytes(beyond[0]) == bytes(16) and bytes(beyond[1]) == b"\xff" * 32

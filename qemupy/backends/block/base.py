@@ -103,11 +103,12 @@ class MemoryBlock:
         self.queue.append((done, error))
 
     def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
-        error = self._error(offset, sum(map(len, buffers)))
-        for buffer in buffers if not error else ():
-            buffer[:] = self.data[offset : offset + len(buffer)]
-            offset += len(buffer)
-        self.queue.append((done, error))
+        data = bytearray(sum(map(len, buffers)))
+        self.read(offset, data, done)
+        at = 0
+        for buffer in buffers:
+            buffer[:] = data[at : at + len(buffer)]
+            at += len(buffer)
 
     def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
         self.write(offset, b"".join(buffers), done)

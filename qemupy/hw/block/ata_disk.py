@@ -14,12 +14,13 @@ from collections.abc import Callable
 from qemupy.hw.block import ata_regs as ata
 from qemupy.hw.block.ata_identify import MULTIPLE_MAX, identify_disk
 from qemupy.hw.block.ata_smart import SmartMixin
-from qemupy.hw.block.ide import BUFFER, DMA_IN, DMA_OUT, IDLE, PIO_IN, PIO_OUT, DmaEngine
+from qemupy.hw.block.ide import BUFFER, DMA_IN, DMA_OUT, IDLE, PIO_IN, PIO_OUT, DmaEngine, Transfer
 from qemupy.hw.core import boolean, transient, u8, u16, u32, u64
 from qemupy.hw.core.registry import register
 
 SECTOR = 512
 CHUNK = BUFFER // SECTOR
+DMA_CHUNK = (1 << 20) // SECTOR  # needs no buffer of ours
 
 
 def guess_geometry(sectors: int) -> tuple[int, int, int]:
@@ -113,8 +114,8 @@ class AtaDisk(SmartMixin):
         reading = self.phase in (PIO_IN, DMA_IN)
         self.abort(ata.UNC if reading and error != errno.ENOMEDIUM else ata.ABRT)
 
-    def _next_chunk(self) -> int:
-        self.chunk = min(self.remaining, 1 if self.one_by_one else CHUNK)
+    def _next_chunk(self, most: int = CHUNK) -> int:
+        self.chunk = min(self.remaining, 1 if self.one_by_one else most)
         return self.chunk
 
     def _retry_or_fail(self, error: int, again: Callable[[], None]) -> None:
@@ -225,17 +226,14 @@ class AtaDisk(SmartMixin):
     def _dma_step(self) -> None:
         self.status = ata.READY | ata.DRQ | ata.BSY
         assert self.channel is not None and self.channel.engine is not None
-        size = self._next_chunk() * SECTOR
-        at = self.lba * SECTOR
+        transfer = self.channel.engine.transfer(self._next_chunk(DMA_CHUNK) * SECTOR, self.phase == DMA_IN)
+        done = self.landing(transfer, lambda error: self._dma_done(transfer, error))
         if self.phase == DMA_IN:
-            self._buffer = bytearray(size)
-            self.block.read(at, self._buffer, self.guarded(self._dma_done))
+            self.block.readv(self.lba * SECTOR, transfer.views, done)
         else:
-            if not self.one_by_one or not self._buffer:
-                self._buffer = bytearray(self.channel.engine.read_memory(size))
-            self.block.write(at, self._buffer[:size], self.guarded(self._dma_done))
+            self.block.writev(self.lba * SECTOR, transfer.views, done)
 
-    def _dma_done(self, error: int) -> None:
+    def _dma_done(self, transfer: Transfer, error: int) -> None:
         assert self.channel is not None and self.channel.engine is not None
         engine = self.channel.engine
         if error:
@@ -243,11 +241,7 @@ class AtaDisk(SmartMixin):
             if not self.remaining or self.phase == IDLE:
                 engine.close()
             return
-        if self.phase == DMA_IN:
-            engine.write_memory(self._buffer)
-            self._buffer = bytearray()
-        else:
-            del self._buffer[: self.chunk * SECTOR]
+        transfer.advance()
         self._advance_chunk(self.chunk)
         if self.remaining:
             self._dma_step()

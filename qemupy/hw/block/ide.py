@@ -36,6 +36,17 @@ BUFFER = 256 * 512  # bytes of a request handled at a time
 IDLE, PIO_IN, PIO_OUT, DMA_IN, DMA_OUT = range(5)
 
 
+class Transfer(Protocol):
+    """Guest memory that a backend reads or fills."""
+
+    views: list[memoryview]
+
+    def landed(self) -> None:
+        """The backend is done with the views, whatever came of it."""
+
+    def advance(self) -> None: ...
+
+
 class DmaEngine(Protocol):
     """The bus master of a channel, as its drives see it (see `piix_ide.BusMaster`)."""
 
@@ -50,6 +61,9 @@ class DmaEngine(Protocol):
 
     def write_memory(self, data: bytes | bytearray | memoryview) -> None:
         """Put the next bytes into guest memory."""
+
+    def transfer(self, size: int, to_memory: bool) -> Transfer:
+        """The next bytes of guest memory themselves; they count as transferred when `Transfer.advance` is called."""
 
     def close(self) -> None:
         """The data phase is over."""
@@ -88,6 +102,8 @@ class IdeDrive(Device):
     stop: int = u32()
     channel: IdeChannel | None = transient(None)
     epoch: int = transient(0)  # completions of an older epoch are of an abandoned command
+    in_memory: int = transient(0)  # backend requests that work on guest memory itself
+    settled_status: int | None = transient(None)  # the status to show when they are done with it
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -132,6 +148,28 @@ class IdeDrive(Device):
 
         return done
 
+    def landing(self, transfer: Transfer, then: Callable[[int], None]) -> Callable[[int], None]:
+        """Like `guarded`, for a request on guest memory. If its command was abandoned, the drive stays busy until the
+        request is done with the memory, which the guest may have other plans for."""
+        self.in_memory += 1
+        guarded = self.guarded(then)
+
+        def done(error: int) -> None:
+            transfer.landed()
+            self.in_memory -= 1
+            if not self.in_memory and self.settled_status is not None:
+                self.status, self.settled_status = self.settled_status, None
+            guarded(error)
+
+        return done
+
+    def settle(self, status: int) -> None:
+        """The status after an abandoned command."""
+        if self.in_memory:
+            self.status, self.settled_status = ata.BSY | ata.DSC, status
+        else:
+            self.status = status
+
     def begin_pio(self, phase: int, size: int, *, interrupt: bool = True) -> None:
         """A DRQ block of `size` bytes at `position`: of `data` for reads, to be filled by the guest for writes."""
         self.phase = phase
@@ -160,17 +198,23 @@ class IdeDrive(Device):
         self.cancel()
         self.intrq = False
         self.error = 1
-        self.status = ata.BSY | ata.DSC if asserted else self.reset_status()
+        self.settle(ata.BSY | ata.DSC if asserted else self.reset_status())
         self.set_signature()
 
     def reset_status(self) -> int:
         return ata.READY
 
     def reset(self) -> None:
+        """The machine has drained its disks: nothing is under way."""
         super().reset()
         self.epoch += 1
+        self.in_memory, self.settled_status = 0, None
         self.status = self.reset_status()
         self.set_signature()
+
+    def post_load(self) -> None:
+        self.epoch += 1
+        self.in_memory, self.settled_status = 0, None
 
     # -- data port ----------------------------------------------------------------------------------------------------
 
@@ -269,7 +313,7 @@ class IdeChannel(Device):
         drive = self.drive
         if drive is not None and drive.phase in (DMA_IN, DMA_OUT):
             drive.cancel()
-            drive.status = ata.READY
+            drive.settle(ata.READY)
 
     def _status(self) -> int:
         drive = self.drives[self.selected]

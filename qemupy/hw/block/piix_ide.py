@@ -8,6 +8,7 @@ by ones) and the address of a table of descriptors (address, 16-bit count where 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import ClassVar
 
 from qemupy.hw.block.ide import IdeChannel
@@ -20,6 +21,23 @@ from qemupy.memory import MemoryRegion
 START, TO_MEMORY = 0x01, 0x08
 ACTIVE, ERROR, INTERRUPT = 0x01, 0x02, 0x04
 END_OF_TABLE = 0x80000000
+TABLE_PART = 512  # bytes of the table read at once
+
+
+class MemoryTransfer:
+    """Implements ide.Transfer."""
+
+    def __init__(self, master: BusMaster, pieces: list[tuple[int, int]], to_memory: bool) -> None:
+        assert master.dma is not None
+        self._master, self._dma, self._pieces, self._to_memory = master, master.dma, pieces, to_memory
+        self.views = master.dma.views(pieces, to_memory)
+
+    def landed(self) -> None:
+        if self._to_memory:
+            self._dma.landed(self._pieces)
+
+    def advance(self) -> None:
+        self._master.consume(self._pieces)
 
 
 class BusMaster(State):
@@ -38,31 +56,55 @@ class BusMaster(State):
         return bool(self.status & ACTIVE) and self.function is not None and self.function.is_master
 
     def open(self, size: int) -> int:
-        self._pieces, room, at = [], 0, self.table & ~3
-        assert self.dma is not None
-        for _ in range(8192):  # a table does not cross 64 KiB
-            address, count = struct.unpack("<II", self.dma.read(at, 8))
-            length = (count & 0xFFFE) or 0x10000
-            self._pieces.append((address & ~1, length))
+        """Descriptors of neighbouring memory become one piece."""
+        self._pieces, room, self._spare = [], 0, False
+        pieces, end = self._pieces, -1
+        for address, length, last in self._descriptors():
             room += length
-            at += 8
-            if count & END_OF_TABLE or room >= size:
-                self._spare = room > size or not count & END_OF_TABLE
+            if address == end:
+                pieces[-1] = pieces[-1][0], pieces[-1][1] + length
+            else:
+                pieces.append((address, length))
+            end = address + length
+            if last or room >= size:
+                self._spare = room > size or not last
                 break
         return min(room, size)
 
-    def _next_pieces(self, size: int) -> list[tuple[int, int]]:
-        taken = []
-        while size and self._pieces:
-            address, length = self._pieces[0]
-            part = min(length, size)
-            taken.append((address, part))
+    def _descriptors(self) -> Iterator[tuple[int, int, bool]]:
+        """(address, length, is the last one) of a table, which does not cross 64 KiB."""
+        assert self.dma is not None
+        at = self.table & ~3
+        for start in range(at, at + 0x10000, TABLE_PART):
+            for address, count in struct.iter_unpack("<II", self.dma.read(start, TABLE_PART)):
+                yield address & ~1, (count & 0xFFFE) or 0x10000, bool(count & END_OF_TABLE)
+
+    def _peek_pieces(self, size: int) -> list[tuple[int, int]]:
+        found = []
+        for address, length in self._pieces:
+            if not size:
+                break
+            part = length if length < size else size
+            found.append((address, part))
             size -= part
-            if part == length:
-                del self._pieces[0]
-            else:
-                self._pieces[0] = address + part, length - part
+        return found
+
+    def _next_pieces(self, size: int) -> list[tuple[int, int]]:
+        taken = self._peek_pieces(size)
+        self.consume(taken)
         return taken
+
+    def consume(self, taken: list[tuple[int, int]]) -> None:
+        """These, the first ones, are done with; of the last one perhaps only a part."""
+        if taken:
+            address, length = self._pieces[len(taken) - 1]
+            used = taken[-1][1]
+            del self._pieces[: len(taken)]
+            if used < length:
+                self._pieces.insert(0, (address + used, length - used))
+
+    def transfer(self, size: int, to_memory: bool) -> MemoryTransfer:
+        return MemoryTransfer(self, self._peek_pieces(size), to_memory)
 
     def read_memory(self, size: int) -> bytes:
         assert self.dma is not None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
+
+Pieces = Sequence[tuple[int, int]]  # (guest-physical address, bytes)
 
 
 class Dma(Protocol):
@@ -13,15 +16,33 @@ class Dma(Protocol):
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None: ...
 
+    def views(self, pieces: Pieces, to_memory: bool) -> list[memoryview]:
+        """Guest memory itself, for a request that a backend works on: as many bytes as the pieces have, with stand-ins
+        for what is not RAM. After the last byte has been put there, and before the guest is told, call `landed`."""
+
+    def landed(self, pieces: Pieces) -> None:
+        """Somebody wrote through `views`, or may have: mark the pages dirty, invalidate their code."""
+
 
 class FlatDma:
     """Plain memory from address 0 up, for device tests."""
 
     def __init__(self, size: int = 1 << 20) -> None:
         self.ram = bytearray(size)
+        self.landings: list[tuple[int, int]] = []
 
     def read(self, gpa: int, size: int) -> bytes:
         return bytes(self.ram[gpa : gpa + size]).ljust(size, b"\xff")
+
+    def views(self, pieces: Pieces, to_memory: bool) -> list[memoryview]:
+        found = []
+        for gpa, size in pieces:
+            inside = max(min(size, len(self.ram) - gpa), 0)
+            found += [memoryview(self.ram)[gpa : gpa + inside], memoryview(bytearray(b"\xff" * (size - inside)))]
+        return [view for view in found if view]
+
+    def landed(self, pieces: Pieces) -> None:
+        self.landings += pieces
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         end = min(gpa + len(data), len(self.ram))
