@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import tempfile
+
 from qemupy.backends.block.drive import Drive, DrivePolicy
+from qemupy.backends.block.file import FileNode
 from qemupy.backends.block.node import Node
 from qemupy.backends.block.opening import Flags, Graph
-from qemupy.backends.block.overlay import OverlayNode
-from qemupy.backends.block.permissions import backing_use
 from qemupy.config import DriveConfig
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.loop import MainLoop
@@ -34,16 +37,33 @@ def open_medium(config: DriveConfig, graph: Graph) -> Node | None:
         return graph.open(options, flags, config.file)
     base = graph.open(options, flags.for_backing(), config.file)
     try:
-        overlay = graph.adopt(OverlayNode(base), Flags(no_flush=True, discard=flags.discard))
-    except BaseException:
+        return _temporary_snapshot(base, graph, dataclasses.replace(flags, no_flush=True, readonly=False))
+    finally:
         graph.release(base)
-        raise
+
+
+def _temporary_snapshot(base: Node, graph: Graph, flags: Flags) -> Node:
+    """`snapshot=on`: a qcow2 image over the other one, in a file that nobody else sees and that is gone at the end."""
+    from qemupy.backends.block.qcow2.create import create
+
+    folder = os.environ.get("TMPDIR", "/var/tmp")
     try:
-        base.add_use(backing_use(f"node '{overlay.node_name}'"))
-    except BaseException:
-        graph.release(overlay)
-        raise
-    return overlay
+        handle, path = tempfile.mkstemp(prefix="vl.", dir=folder)
+        os.close(handle)
+    except OSError as e:
+        raise BackendError(f"Could not create a temporary file in {folder}: {e.strerror}") from None
+    try:
+        file = FileNode(path, locking=False)
+        try:
+            create(file, base.length)
+        finally:
+            file.close()
+        options = {"driver": "qcow2", "file.driver": "file", "file.filename": path, "file.locking": "off"}
+        return graph.open({**options, "backing": base.node_name}, flags)
+    except OSError as e:
+        raise BackendError(f"Could not create temporary overlay '{path}': {e.strerror}") from None
+    finally:
+        os.unlink(path)
 
 
 def open_drive(config: DriveConfig, loop: MainLoop, workers: Workers, graph: Graph) -> Drive:
