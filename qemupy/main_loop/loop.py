@@ -37,6 +37,7 @@ class MainLoop:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._running = False
+        self._sleepy = False  # goes to sleep, or sleeps
         self.realtime = RealtimeClock(self._heap())
         self.host = HostClock(self._heap())
         self.virtual = VirtualClock(self._heap())
@@ -54,7 +55,9 @@ class MainLoop:
         self._wake_if_elsewhere()
 
     def _wake_if_elsewhere(self) -> None:
-        if threading.get_ident() != self._thread:
+        """A loop that is awake looks at its calls and timers before it sleeps, and says so before it looks."""
+        if self._sleepy and threading.get_ident() != self._thread:
+            self._sleepy = False
             self.wake()
 
     def wake(self) -> None:
@@ -120,16 +123,18 @@ class MainLoop:
 
     def quit(self) -> None:
         self._running = False
-        self._wake_if_elsewhere()
+        self.wake()
 
     def iterate(self, timeout_ns: int | None = 0) -> None:
         """One turn, with the BQL held: sleep at most `timeout_ns` without it, then run what is due."""
+        self._sleepy = True
         sleep = self._sleep_time(timeout_ns)
         self.bql.release()
         try:
             if sleep != 0:
                 self._wait.sleep(sleep)
         finally:
+            self._sleepy = False
             self.bql.acquire()
         self._dispatch_events()
         for clock in self._clocks:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from qemupy.errors import QemupyError
+from qemupy.monitor.block_commands import commit
 from qemupy.monitor.hmp import HmpSession
 from qemupy.vm import Vm
 
@@ -30,3 +32,18 @@ def attach_monitors(vm: Vm) -> None:
         if text.startswith("mon:"):
             HmpSession(vm, vm.chardevs.frontend(f"serial{n}"))
             vm.monitored = True
+    for mux in vm.chardevs.muxes.values():
+        mux.commit = lambda: _commit_all(vm)
+
+
+def _commit_all(vm: Vm) -> None:
+    """Ctrl-a s. Nobody waits for the answer: mistakes go to whoever started the program."""
+
+    def report(error: QemupyError | None) -> None:
+        if error is not None:
+            sys.stderr.write(f"qemupy: {error}\n")
+
+    try:
+        commit(vm, "all", report)
+    except QemupyError as e:
+        report(e)

@@ -10,6 +10,7 @@ import pytest
 from qemupy.backends.block.drive import Drive
 from qemupy.backends.block.open import open_blockdev
 from qemupy.config import Config, parse_drive
+from qemupy.monitor.attach import attach_monitors
 from qemupy.options import parse
 from tests.monitor.conftest import Bench
 
@@ -195,3 +196,18 @@ def test_the_machine_ends_with_a_commit_under_way(images: Path) -> None:
         mon.hmp.run("commit d0", outcome.append)
     mon.vm.close()
     assert outcome and not mon.vm.graph.nodes
+
+
+def test_ctrl_a_s_commits(mon: Bench, images: Path) -> None:
+    drive = add(mon, f"id=d0,file={images}/a.img,format=raw,snapshot=on", "dev0")
+    vm = mon.vm
+    vm.chardevs.add("ringbuf,id=r,mux=on")
+    attach_monitors(vm)
+    errors: list[int] = []
+    with vm.bql:
+        drive.write(0, b"Z" * 512, errors.append)
+    vm.loop.run_until(lambda: bool(errors))
+    with vm.bql:
+        vm.chardevs.muxes["r"]._command("s")
+    vm.loop.run_until(lambda: vm.jobs.current is None)
+    assert (images / "a.img").read_bytes()[:513] == b"Z" * 512 + b"a"

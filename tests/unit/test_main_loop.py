@@ -165,3 +165,34 @@ def test_a_posted_call_may_turn_the_loop() -> None:
         loop.iterate()
     assert order == [2, 1]
     loop.close()
+
+
+def test_every_call_posted_from_another_thread_is_served() -> None:
+    """Whether the loop is awake, goes to sleep or sleeps: no call waits for the next event."""
+    loop = MainLoop()
+    served: list[int] = []
+
+    def poster() -> None:
+        for n in range(3000):
+            loop.post(lambda n=n: served.append(n))  # type: ignore[misc]
+            if n % 7 == 0:
+                time.sleep(0.00002)
+
+    thread = threading.Thread(target=poster)
+    began = time.monotonic()
+    thread.start()
+    assert loop.run_until(lambda: len(served) == 3000)
+    thread.join()
+    assert served == list(range(3000)) and time.monotonic() - began < 5
+    slow: list[float] = []
+    for _ in range(50):
+        start = time.monotonic()
+        later = threading.Timer(0.002, lambda start=start: loop.post(lambda: slow.append(time.monotonic() - start)))
+        later.start()
+        count = len(slow)
+        with loop.bql:
+            loop.iterate(2_000_000_000)
+            while len(slow) == count:
+                loop.iterate(2_000_000_000)
+    assert max(slow) < 1, "a call waited for the end of the sleep"
+    loop.close()
