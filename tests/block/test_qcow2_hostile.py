@@ -35,7 +35,8 @@ def cut_to(length: int) -> Callable[[bytearray], None]:
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (put(">Q", 72, 1 << 4 | 1 << 40 | 1 << 7), "extended L2 entries, Unknown incompatible feature: 10000000080"),
+    (put(">Q", 72, 1 << 40 | 1 << 7), "Unsupported qcow2 feature(s): Unknown incompatible feature: 10000000080"),
+    (put(">Q", 72, 1 << 7 | 1 << 8), "Unsupported qcow2 feature(s): Unknown incompatible feature: 180"),
     (put(">Q", 72, 1 << 1), "qcow2: Image is corrupt; cannot be opened read/write"),
     (put(">Q", 72, 1 << 2), "external data file"),
     (put(">Q", 72, 1 << 3), "Compression type incompatible feature bit must not be set"),

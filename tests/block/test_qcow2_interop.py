@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import zlib
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qemupy.backends.block.commit import commit_slices
+from qemupy.backends.block.commit import commit_node, commit_slices
 from qemupy.backends.block.qcow2 import Qcow2Image, create
 from qemupy.backends.block.qcow2.bitmaps import read_directory
 from qemupy.backends.block.qcow2.driver import Qcow2Node
-from qemupy.errors import BackendError
+from qemupy.errors import BackendError, ConfigError
 from tests.block.conftest import Host
 from tests.block.files import LocalFile
 from tests.block.qcow2_images import (
@@ -43,6 +44,7 @@ def mixed_data(seed: int, length: int) -> bytes:
 @pytest.mark.parametrize("options", [
     "compat=0.10", "cluster_size=512", "cluster_size=2M", "refcount_bits=1", "refcount_bits=64", "lazy_refcounts=on",
     "preallocation=metadata", "cluster_size=4k,refcount_bits=2",
+    "extended_l2=on", "extended_l2=on,cluster_size=2M",
 ])  # fmt: skip
 def test_images_by_qemu_img(tmp_path: Path, options: str) -> None:
     data = mixed_data(1, 3 * MIB)
@@ -234,6 +236,59 @@ def test_bitmaps_stay_true(tmp_path: Path) -> None:
     assert bits == 0b11 << 48 | 1 << 80
 
 
+def test_subclusters(host: Host, tmp_path: Path) -> None:
+    """QEMU allocates and clears parts of clusters; we read that right, and write over it by whole clusters."""
+    base, path = tmp_path / "base.raw", tmp_path / "image.qcow2"
+    base.write_bytes(b"\1" * 4 * MIB)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "-b", base, "-F", "raw", path)
+    rng, model = random.Random(1), bytearray(base.read_bytes())
+
+    def mutate(count: int) -> None:
+        commands = []
+        for _ in range(count):
+            at = rng.randrange(2 * MIB // 2048) * 2048
+            length = rng.choice([2048, 4096, 65536])
+            pattern = rng.randrange(256)
+            commands.append(f"write -P {pattern} {at} {length}" if pattern else f"write -z {at} {length}")
+            model[at : at + length] = bytes([pattern]) * length
+        qemu_io(path, *commands, f"write -z {3 * MIB} 6144", f"write -z {3 * MIB + 65536} 64k")
+        model[3 * MIB : 3 * MIB + 6144] = bytes(6144)
+        model[3 * MIB + 65536 : 3 * MIB + 131072] = bytes(65536)
+
+    for _ in range(3):
+        mutate(60)
+        with_backing = host.drive(f"file={path},discard=unmap")
+        data = bytearray(4 * MIB)
+        assert host.wait((with_backing.read, 0, data)) == [0] and data == model
+        for _ in range(20):
+            at = rng.randrange(2 * MIB // 512) * 512
+            piece = rng.randbytes(rng.choice([512, 3000, 70_000]) // 512 * 512)
+            assert host.wait((with_backing.write, at, piece)) == [0]
+            model[at : at + len(piece)] = piece
+        assert host.wait((with_backing.discard, 2 * MIB + 65536, 65536)) == [0]
+        model[2 * MIB + 65536 : 2 * MIB + 131072] = bytes(65536)
+        with_backing.close()
+        assert_clean(path)
+        assert_content(path, model, tmp_path)
+
+
+def test_an_invalid_subcluster_bitmap(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "image.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", path, "1M")
+    qemu_io(path, "write 0 2k")
+    with opened(path) as image:
+        table = image.meta.l2_to_read(0)
+        assert table is not None
+        place = table.offset + 8
+    data = bytearray(path.read_bytes())
+    assert data[place : place + 8] == bytes([0, 0, 0, 0, 0, 0, 0, 1])
+    data[place + 3] = 1  # the first subcluster is zeros as well
+    path.write_bytes(data)
+    with opened(path, readonly=True) as image, pytest.raises(OSError, match="bad subcluster bitmap"):
+        read(image, 0, 512)
+    assert "Invalid subcluster bitmap 0x0000000100000001" in capfd.readouterr().err
+
+
 def test_growing(tmp_path: Path) -> None:
     path = tmp_path / "image.qcow2"
     file = LocalFile(path)
@@ -276,3 +331,49 @@ def test_commit_into_a_raw_backing_file(host: Host, tmp_path: Path) -> None:
     drive.close()
     assert_clean(top)
     assert {e["depth"] for e in json.loads(qemu_img("map", "--output=json", top))} == {1}
+
+
+def test_commit_into_a_qcow2_backing_file(host: Host, tmp_path: Path) -> None:
+    """The backing image is opened again for writing, and read-only afterwards."""
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", base, "1M")
+    qemu_io(base, "write -P 1 0 1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+    drive = host.drive(f"file={top}")
+    assert drive.node is not None
+    assert host.wait((drive.write, 4096, b"\2" * 70_000)) == [0]
+    commit_node(drive.node)
+    assert drive.node.children()["backing"].readonly
+    data = bytearray(MIB)
+    assert host.wait((drive.read, 0, data), (drive.write, 500_000, b"\3")) == [0, 0]
+    drive.close()
+    assert data[4096:74096] == b"\2" * 70_000 and data.count(1) == MIB - 70_000
+    assert_content(base, data, tmp_path)
+    assert_clean(base)
+    assert_clean(top)
+
+
+def test_a_temporary_snapshot_of_a_drive(host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "image.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "1M")
+    qemu_io(path, "write -P 1 0 1M")
+    before = path.read_bytes()
+    drive = host.drive(f"file={path},snapshot=on")
+    assert host.wait((drive.write, 0, b"\2" * 4096)) == [0]
+    data = bytearray(MIB)
+    assert host.wait((drive.read, 0, data)) == [0] and data[:4097] == b"\2" * 4096 + b"\1"
+    drive.close()
+    assert path.read_bytes() == before
+
+
+def test_a_read_only_drive(host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "image.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "1M")
+    before = path.read_bytes()
+    drive = host.drive(f"file={path},readonly=on")
+    assert drive.readonly and host.wait((drive.write, 0, b"x"), (drive.flush,)) == [errno.EROFS, 0]
+    drive.close()
+    assert path.read_bytes() == before
+    with pytest.raises(ConfigError, match="does not support the option 'l2-cache'"):
+        host.drive(f"file={path},l2-cache=1M")
+    host.drive(f"file={path},l2-cache-size=1M,lazy-refcounts=on").close()

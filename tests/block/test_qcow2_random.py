@@ -91,7 +91,9 @@ def random_life(path: Path, seed: int, count: int, tmp_path: Path) -> None:
     refcount_bits = 1 << rng.randint(0, 6) if version == 3 else 16
     model = Model(bytearray(rng.choice([1, 3, 7]) * 1000 * 1024))
     file = LocalFile(path)
-    create(file, len(model.disk), cluster_size=cluster_size, refcount_bits=refcount_bits, version=version)
+    extended = version == 3 and cluster_size >= 16384 and rng.random() < 0.3
+    create(file, len(model.disk), cluster_size=cluster_size, refcount_bits=refcount_bits, version=version,
+           extended_l2=extended)  # fmt: skip
     image = Qcow2Image(file, str(path), readonly=False, discard=True)
     for number in range(count):
         if rng.random() < 0.75:

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Iterator
 
 from qemupy.backends.block.qcow2.header import AUTOCLEAR_BITMAPS, EXTENSION_BITMAPS
-from qemupy.backends.block.qcow2.metadata import OFFSET_MASK, Metadata
+from qemupy.backends.block.qcow2.metadata import Metadata
+from qemupy.backends.block.qcow2.subclusters import OFFSET_MASK
 from qemupy.backends.block.qcow2.tables import corrupt, decode, encode, read_bytes
 from qemupy.errors import BackendError
 

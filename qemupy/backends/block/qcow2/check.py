@@ -10,8 +10,9 @@ from collections import Counter
 
 from qemupy.backends.block.qcow2.bitmaps import host_ranges
 from qemupy.backends.block.qcow2.mapping import Mapping
-from qemupy.backends.block.qcow2.metadata import COMPRESSED, COPIED, OFFSET_MASK, Metadata
+from qemupy.backends.block.qcow2.metadata import Metadata
 from qemupy.backends.block.qcow2.snapshots import Snapshots
+from qemupy.backends.block.qcow2.subclusters import COMPRESSED, COPIED, OFFSET_MASK
 from qemupy.backends.block.qcow2.tables import Table
 
 

@@ -17,7 +17,7 @@ class GrowingFile(ByteFile, Protocol):
 
 def create(file: GrowingFile, size: int, *, cluster_size: int = 65536, version: int = 3, refcount_bits: int = 16,
            backing_file: str = "", backing_format: str = "", lazy_refcounts: bool = False,
-           compression: str = "zlib") -> None:  # fmt: skip
+           compression: str = "zlib", extended_l2: bool = False) -> None:  # fmt: skip
     """Write an empty image with a disk of `size` bytes into `file`, whose content is lost. Durable when it returns.
 
     BackendError for what the format cannot do, in qemu-img's words where it has them."""
@@ -28,9 +28,12 @@ def create(file: GrowingFile, size: int, *, cluster_size: int = 65536, version: 
         raise BackendError("Refcount width must be a power of two and may not exceed 64 bits")
     if version not in (2, 3):
         raise BackendError(f"Unsupported qcow2 version {version}")
-    if version == 2 and (order != 4 or lazy_refcounts or compression != "zlib"):
-        raise BackendError("Different refcount widths than 16 bits, lazy refcounts and other compression types than "
-                           "zlib require compatibility level 1.1 or above (use version=3 or greater)")  # fmt: skip
+    if version == 2 and (order != 4 or lazy_refcounts or compression != "zlib" or extended_l2):
+        raise BackendError("Different refcount widths than 16 bits, lazy refcounts, other compression types than zlib "
+                           "and extended L2 entries require compatibility level 1.1 or above (use version=3 or "
+                           "greater)")  # fmt: skip
+    if extended_l2 and cluster_size < 16384:
+        raise BackendError("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes")
     if len(backing_file.encode(errors="surrogateescape")) > fmt.MAX_BACKING_NAME:
         raise BackendError("Backing file name too long")
     if compression not in fmt.COMPRESSIONS.values():
@@ -39,6 +42,7 @@ def create(file: GrowingFile, size: int, *, cluster_size: int = 65536, version: 
                         backing_file=backing_file, l1_offset=3 * cluster_size)  # fmt: skip
     if compression == "zstd":
         header.compression, header.incompatible = fmt.COMPRESSION_ZSTD, fmt.INCOMPATIBLE_COMPRESSION
+    header.incompatible |= fmt.INCOMPATIBLE_EXTENDED_L2 if extended_l2 else 0
     header.compatible = fmt.COMPATIBLE_LAZY_REFCOUNTS if lazy_refcounts else 0
     if version >= 3 and cluster_size >= 4096:
         header.extensions.append((fmt.EXTENSION_FEATURES, fmt.feature_table()))

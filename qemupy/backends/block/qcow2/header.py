@@ -23,7 +23,8 @@ V2_LENGTH, V3_LENGTH, OWN_LENGTH = 72, 104, 112  # OWN_LENGTH: with the compress
 
 INCOMPATIBLE_DIRTY, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DATA_FILE = 1 << 0, 1 << 1, 1 << 2
 INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_EXTENDED_L2 = 1 << 3, 1 << 4
-KNOWN_INCOMPATIBLE = INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT | INCOMPATIBLE_COMPRESSION
+KNOWN_INCOMPATIBLE = (1 << 5) - 1
+SUBCLUSTERS = 32  # of a cluster, with extended L2 entries
 COMPATIBLE_LAZY_REFCOUNTS = 1 << 0
 AUTOCLEAR_BITMAPS = 1 << 0
 COMPRESSION_ZLIB, COMPRESSION_ZSTD = 0, 1
@@ -40,14 +41,17 @@ FEATURE_NAMES = (
 
 
 class Geometry:
-    """What follows from the cluster size. Offsets and sizes are bytes, indices count entries."""
+    """What follows from the cluster size. Offsets and sizes are bytes, indices count entries. `extended`: L2 entries
+    have 16 bytes and say of each of 32 subclusters what it is."""
 
-    __slots__ = ("cluster_bits", "cluster_size", "l1_shift", "l2_bits", "refcount_order", "refcounts_per_block")
+    __slots__ = (
+        "cluster_bits", "cluster_size", "extended", "l1_shift", "l2_bits", "refcount_order", "refcounts_per_block",
+    )  # fmt: skip
 
-    def __init__(self, cluster_bits: int, refcount_order: int) -> None:
-        self.cluster_bits, self.refcount_order = cluster_bits, refcount_order
+    def __init__(self, cluster_bits: int, refcount_order: int, extended: bool) -> None:
+        self.cluster_bits, self.refcount_order, self.extended = cluster_bits, refcount_order, extended
         self.cluster_size = 1 << cluster_bits
-        self.l2_bits = cluster_bits - 3  # log2 of the entries of one L2 table
+        self.l2_bits = cluster_bits - (4 if extended else 3)  # log2 of the entries of one L2 table
         self.l1_shift = cluster_bits + self.l2_bits  # log2 of the guest bytes one L1 entry stands for
         self.refcounts_per_block = 1 << (cluster_bits + 3 - refcount_order)
 
@@ -84,7 +88,7 @@ class Header:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.cluster_bits, self.refcount_order)
+        return Geometry(self.cluster_bits, self.refcount_order, bool(self.incompatible & INCOMPATIBLE_EXTENDED_L2))
 
     def extension(self, kind: int) -> bytes | None:
         return next((data for number, data in self.extensions if number == kind), None)
@@ -189,10 +193,12 @@ def _decode_extensions(data: bytes, at: int, end: int) -> list[tuple[int, bytes]
 
 
 def _check_features(header: Header, writable: bool) -> None:
-    unknown = header.incompatible & ~(KNOWN_INCOMPATIBLE | INCOMPATIBLE_DATA_FILE | INCOMPATIBLE_EXTENDED_L2)
-    unsupported = header.incompatible & INCOMPATIBLE_EXTENDED_L2
-    if unknown or unsupported:
-        raise BackendError(f"Unsupported qcow2 feature(s): {', '.join(_feature_names(header, unknown | unsupported))}")
+    unknown = header.incompatible & ~KNOWN_INCOMPATIBLE
+    if unknown:
+        raise BackendError(f"Unsupported qcow2 feature(s): {', '.join(_feature_names(header, unknown))}")
+    subcluster = (1 << header.cluster_bits) // SUBCLUSTERS
+    if header.incompatible & INCOMPATIBLE_EXTENDED_L2 and subcluster < 512:
+        raise BackendError(f"Unsupported subcluster size: {subcluster}")
     if header.incompatible & INCOMPATIBLE_DATA_FILE:
         name = (header.extension(EXTENSION_DATA_FILE) or b"").decode(errors="replace")
         raise BackendError(f"Unsupported qcow2 feature(s): external data file{f' ({name})' if name else ''}")
@@ -218,9 +224,6 @@ def _feature_names(header: Header, bits: int) -> list[str]:
         if kind == 0 and bit < 64 and bits >> bit & 1:
             names.append(name.rstrip(b"\0").decode(errors="replace"))
             bits &= ~(1 << bit)
-    if bits & INCOMPATIBLE_EXTENDED_L2:
-        names.append("extended L2 entries")
-        bits &= ~INCOMPATIBLE_EXTENDED_L2
     return names + ([f"Unknown incompatible feature: {bits:x}"] if bits else [])
 
 

@@ -12,7 +12,9 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
-from qemupy.backends.block.qcow2.metadata import COMPRESSED, COPIED, OFFSET_MASK, ZERO, Metadata
+from qemupy.backends.block.qcow2.header import SUBCLUSTERS
+from qemupy.backends.block.qcow2.metadata import Metadata
+from qemupy.backends.block.qcow2.subclusters import COMPRESSED, COPIED, OFFSET_MASK, PARTIAL, ZERO
 from qemupy.backends.block.qcow2.tables import Table, corrupt
 
 
@@ -21,6 +23,7 @@ class Kind(enum.Enum):
     ZERO = 1
     NORMAL = 2
     COMPRESSED = 3
+    PARTIAL = 4  # the subclusters differ; a run is never of this kind
 
 
 class Run(NamedTuple):
@@ -42,7 +45,7 @@ class Plan:
     new: bool = False  # the clusters are to be linked afterwards
     first: int = 0  # guest cluster index
     count: int = 0
-    kept: bool = False  # the entry had the cluster already, marked as zeros
+    kept: bool = False  # the entry had the cluster already, marked as zeros in whole or in part
     blank: bool = False  # the new clusters read as zeros where nothing is written
 
 
@@ -87,7 +90,12 @@ class Mapping:
                 here, at = self.classify(entry, table, index)
                 if at and here is not Kind.COMPRESSED:
                     at += skip
-            if joined and here is kind and here is not Kind.COMPRESSED and at == (host + joined if host else 0):
+            if here is Kind.PARTIAL:
+                if joined:
+                    _join(runs, Run(kind, host, joined))
+                joined = 0
+                self._lookup_subclusters(table, index, (skip, length), runs)
+            elif joined and here is kind and here is not Kind.COMPRESSED and at == (host + joined if host else 0):
                 joined += length
             else:
                 if joined:
@@ -95,7 +103,25 @@ class Mapping:
                 kind, host, joined = here, at, length
             span -= length
             skip = 0
-        _join(runs, Run(kind, host, joined))
+        if joined:
+            _join(runs, Run(kind, host, joined))
+
+    def _lookup_subclusters(self, table: Table, index: int, part: tuple[int, int], runs: list[Run]) -> None:
+        """The runs of one cluster, `part` of it (offset, length), whose subclusters differ."""
+        size = self.meta.geometry.cluster_size // SUBCLUSTERS
+        bitmap, host = (table.partial or {})[index], table.values[index] & OFFSET_MASK
+        at, end = part[0], sum(part)
+        while at < end:
+            number = at // size
+            stop = min((number + 1) * size, end)
+            allocated, zero = bitmap >> number & 1, bitmap >> 32 + number & 1
+            if allocated and (zero or not host):
+                self.meta.report(f"Invalid subcluster bitmap {bitmap:#018x} (L2 offset: {table.offset:#x}, "
+                                 f"L2 index: {index:#x})")  # fmt: skip
+                raise corrupt("a cluster has a bad subcluster bitmap")
+            kind = Kind.NORMAL if allocated else Kind.ZERO if zero else Kind.UNALLOCATED
+            _join(runs, Run(kind, host + at if allocated else 0, stop - at))
+            at = stop
 
     def classify(self, entry: int, table: Table, index: int) -> tuple[Kind, int]:
         """What an L2 entry says: the kind, and the host offset (the entry itself if compressed)."""
@@ -106,6 +132,8 @@ class Mapping:
             self.meta.report(f"Cluster allocation offset {offset:#x} unaligned (L2 offset: {table.offset:#x}, "
                              f"L2 index: {index:#x})")  # fmt: skip
             raise corrupt("a cluster has a bad offset")
+        if entry & PARTIAL and table.partial is not None:
+            return Kind.PARTIAL, offset
         if entry & ZERO:
             if not self.zero_flag:
                 self.meta.report(f"Zero cluster entry found in pre-v3 image (L2 offset: {table.offset:#x}, "
@@ -156,10 +184,11 @@ class Mapping:
             host = 0
         else:
             kind, host = self.classify(entries[0], table, at)
-            zero = kind is Kind.ZERO
+            zero, flags = kind is not Kind.NORMAL, entries[0] & ZERO
             count = 1
-            while count < limit and usable[count] and entries[count] & OFFSET_MASK == host + count * size \
-                    and bool(entries[count] & ZERO) == zero:  # fmt: skip
+            while kind is not Kind.PARTIAL and count < limit and usable[count] \
+                    and entries[count] & OFFSET_MASK == host + count * size \
+                    and entries[count] & (ZERO | PARTIAL) == flags:  # fmt: skip
                 count += 1
             if not meta.refcounts.forbidden.isdisjoint(range(host >> bits, (host >> bits) + count)):
                 meta.report(f"Preventing invalid write on metadata (cluster at offset {host:#x})")
@@ -295,7 +324,7 @@ class ZeroRule:
         if old == 0:
             return self.zero_flag if self.has_backing else 0
         if self.keep and self.zero_flag and not old & COMPRESSED and old & OFFSET_MASK:
-            return old | ZERO
+            return old & ~PARTIAL | ZERO
         if old & ZERO and not old & OFFSET_MASK:
             return old
         return self.zero_flag

@@ -20,13 +20,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 from qemupy.backends.block.qcow2.header import INCOMPATIBLE_CORRUPT, MAX_L1_BYTES, Header
 from qemupy.backends.block.qcow2.refcount import Refcounts
-from qemupy.backends.block.qcow2.tables import ByteFile, Table, TableCache, corrupt, decode, encode, read_bytes, zeros
+from qemupy.backends.block.qcow2.subclusters import COPIED, OFFSET_MASK, ExtendedTable
+from qemupy.backends.block.qcow2.tables import (
+    Buffer,
+    ByteFile,
+    Table,
+    TableCache,
+    corrupt,
+    decode,
+    encode,
+    read_bytes,
+    zeros,
+)
 from qemupy.backends.block.qcow2.transaction import Batch, write_batch
-
-COPIED = 1 << 63  # the cluster has exactly one reference, so it may be written in place
-COMPRESSED = 1 << 62
-ZERO = 1 << 0
-OFFSET_MASK = 0x00FFFFFFFFFFFE00
 
 L2_CACHE, REFCOUNT_CACHE = 32 << 20, 16 << 20  # bytes
 _MAX_LISTED_TABLES = 1 << 16
@@ -41,7 +47,7 @@ class Metadata:
         self.changed = threading.Condition(self.lock)
         size = self.geometry.cluster_size
         self.l1 = Table(header.l1_offset, decode(read_bytes(file, header.l1_offset, header.l1_size * 8)))
-        self.l2 = TableCache(file, size, max(caches[0] // size, 8))
+        self.l2 = TableCache(file, size, max(caches[0] // size, 8), self._load_l2)
         self.refcounts = Refcounts(file, header, caches[1], self.report)
         self.l1_moved = self.l1_replaced = self.header_changed = False
         self.extra: list[tuple[int, bytes]] = []  # new structures that nothing on disk refers to yet
@@ -232,6 +238,9 @@ class Metadata:
 
     # L1 and L2
 
+    def _load_l2(self, offset: int, data: Buffer) -> Table:
+        return ExtendedTable.load(offset, data) if self.geometry.extended else Table(offset, decode(data))
+
     def l2_at(self, entry: int, index: int) -> Table | None:
         """The L2 table an L1 entry points to."""
         offset = entry & OFFSET_MASK
@@ -253,10 +262,10 @@ class Metadata:
         old = self.l2_at(entry, index)
         if old is not None and entry & COPIED:
             return old
-        values = old.values[:] if old is not None else zeros(1 << self.geometry.l2_bits)
-        table = Table(self.allocate(), values)
+        offset = self.allocate()
+        table = old.copy_at(offset) if old is not None else self._load_l2(offset, bytes(self.geometry.cluster_size))
         self.l2.add(table)
-        self.l2.mark(table, 0, len(values))
+        self.l2.mark(table, 0, len(table.values))
         self.set_l1(index, table.offset | COPIED)
         self.refcounts.forbidden.add(table.offset >> self.geometry.cluster_bits)
         if old is not None:

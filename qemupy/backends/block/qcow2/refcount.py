@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from qemupy.backends.block.qcow2.header import MAX_REFTABLE_BYTES, Header
 from qemupy.backends.block.qcow2.tables import (
+    Buffer,
     ByteFile,
     Report,
     Table,
@@ -38,7 +39,7 @@ class Refcounts:
         self.per_block = geometry.refcounts_per_block
         self.maximum = (1 << (1 << self._order)) - 1
         size = geometry.cluster_size
-        self.blocks = TableCache(file, size, max(cache // size, 4))
+        self.blocks = TableCache(file, size, max(cache // size, 4), self._load)
         offset, length = header.reftable_offset, header.reftable_clusters * size
         self.table = Table(offset, decode(read_bytes(file, offset, length)))
         self.moved = False  # the table has a new place that the header does not name yet
@@ -46,6 +47,9 @@ class Refcounts:
         self.cursor = 0  # no free cluster below, unless an allocation passed over it as too small a gap
         self.untouched = geometry.clusters(file.length)  # from here on nothing was ever written: it reads as zeros
         self.forbidden: set[int] = set()  # clusters that must never be handed out: header and active tables
+
+    def _load(self, offset: int, data: Buffer) -> Table:
+        return Table(offset, decode(data, self._order), self._order)
 
     @property
     def clusters(self) -> int:
@@ -63,7 +67,7 @@ class Refcounts:
         if entry != offset or offset % self._geometry.cluster_size or offset >= _MAX_HOST_OFFSET:
             self._report(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")
             raise corrupt(f"refcount block {index} has a bad offset")
-        return self.blocks.get(offset, self._order)
+        return self.blocks.get(offset)
 
     def get(self, cluster: int) -> int:
         block = self._block(cluster // self.per_block)

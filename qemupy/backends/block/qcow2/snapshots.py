@@ -17,7 +17,8 @@ from collections import Counter
 
 from qemupy.backends.block.qcow2.header import MAX_L1_BYTES, MAX_SNAPSHOTS, Header
 from qemupy.backends.block.qcow2.mapping import Mapping
-from qemupy.backends.block.qcow2.metadata import COMPRESSED, COPIED, OFFSET_MASK, ZERO, Metadata
+from qemupy.backends.block.qcow2.metadata import Metadata
+from qemupy.backends.block.qcow2.subclusters import COMPRESSED, COPIED, OFFSET_MASK, ZERO
 from qemupy.backends.block.qcow2.tables import Table, decode, encode, read_bytes, zeros
 from qemupy.errors import BackendError
 
@@ -175,6 +176,8 @@ class Snapshots:
             index = source >> bits
             table = meta.l2_at(l1[index], index) if index < len(l1) else None
             shared = table.values[low : low + length] if table is not None else zeros(length)
+            if table is not None and table.partial:
+                raise OSError(errno.ENOTSUP, "clusters with different subclusters cannot be shared")
             self._mapping.retain_entries(shared)
             into = meta.l2_to_write(target >> bits)
             for entry in into.values[to : to + length]:

@@ -88,11 +88,16 @@ class Table:
     """One table (or block) of the image: where it lies, its entries, and the range of entries not yet written."""
 
     __slots__ = ("busy", "high", "low", "offset", "order", "values")
+    partial: dict[int, int] | None = None  # see subclusters.py
 
     def __init__(self, offset: int, values: array.array[int], order: int = 6) -> None:
         self.offset, self.values, self.order = offset, values, order
         self.low, self.high = len(values), 0
         self.busy = 0  # writes of it that have been started and are not on the disk yet
+
+    def copy_at(self, offset: int) -> Table:
+        """A table with the same entries in another place."""
+        return Table(offset, self.values[:], self.order)
 
     @property
     def dirty(self) -> bool:
@@ -110,18 +115,22 @@ class Table:
 
     def take(self) -> tuple[int, bytes]:
         """The dirty part as (file offset, bytes), widened to whole pieces; the table counts as clean from now on."""
-        per_piece = (SPAN << 3) >> self.order
+        low, high = self._take_range((SPAN << 3) >> self.order)
+        return self.offset + (low << self.order >> 3), encode(self.values[low:high], self.order)
+
+    def _take_range(self, per_piece: int) -> tuple[int, int]:
         low = self.low // per_piece * per_piece
         high = min(-(-self.high // per_piece) * per_piece, len(self.values))
         self.low, self.high = len(self.values), 0
-        return self.offset + (low << self.order >> 3), encode(self.values[low:high], self.order)
+        return low, high
 
 
 class TableCache:
-    """Tables by offset. Clean ones leave in the order of their last use when there are more than `limit`."""
+    """Tables by offset, of `size` bytes, made by `load(offset, bytes)`. Clean ones leave in the order of their last use
+    when there are more than `limit`."""
 
-    def __init__(self, file: ByteFile, size: int, limit: int) -> None:
-        self._file, self._size, self._limit = file, size, limit
+    def __init__(self, file: ByteFile, size: int, limit: int, load: Callable[[int, Buffer], Table]) -> None:
+        self._file, self._size, self._limit, self._load = file, size, limit, load
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self.dirty: dict[int, Table] = {}
 
@@ -131,11 +140,11 @@ class TableCache:
     def cached(self, offset: int) -> Table | None:
         return self._tables.get(offset)
 
-    def get(self, offset: int, order: int = 6) -> Table:
+    def get(self, offset: int) -> Table:
         """The table at `offset`, read if need be. What lies beyond the end of the file reads as zeros."""
         table = self._tables.get(offset)
         if table is None:
-            table = Table(offset, decode(read_bytes(self._file, offset, self._size), order), order)
+            table = self._load(offset, read_bytes(self._file, offset, self._size))
             self.add(table)
         else:
             self._tables.move_to_end(offset)
