@@ -66,6 +66,8 @@ class Snapshots:
         at = header.snapshots_offset
         for _ in range(header.snapshots):
             at = -(-at // 8) * 8
+            if at >= file.length:
+                raise BackendError("Snapshot table offset invalid")
             fixed = struct.unpack(_FIXED, read_bytes(file, at, _FIXED_LENGTH))
             id_length, name_length, extra_length = fixed[2], fixed[3], fixed[8]
             if extra_length > _MAX_EXTRA:
