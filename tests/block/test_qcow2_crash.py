@@ -202,6 +202,57 @@ def test_a_hundred_kills(tmp_path: Path) -> None:
         path.unlink()
 
 
+COMMITTER = """
+import sys
+from qemupy.backends.block.commit import commit_slices
+from qemupy.backends.block.opening import Flags, Graph
+node = Graph().open({"driver": "qcow2"}, Flags(discard=True), sys.argv[1])
+print("begins", flush=True)
+for _ in commit_slices(node):
+    print("slice", flush=True)
+"""
+
+
+def kill_a_commit(folder: Path, seed: int) -> None:
+    """Whenever a commit is killed, overlay and backing image together still hold the data."""
+    rng = random.Random(seed)
+    base, top = folder / "base.qcow2", folder / "top.qcow2"
+    for path, backing in ((base, ""), (top, "base.qcow2")):
+        file = LocalFile(path)
+        create(file, 16 << 20, cluster_size=4096, backing_file=backing, backing_format="qcow2" if backing else "")
+        file.close()
+    expected = bytearray(16 << 20)
+    with opened(base) as below, opened(top) as above:
+        above.set_backing(below)
+        for image in (below, above):
+            for _ in range(60):
+                at, data = rng.randrange(30_000) * 512, rng.randbytes(rng.choice([4096, 300_000]))
+                image.write(at, data)
+                expected[at : at + len(data)] = data
+    words = [sys.executable, "-c", COMMITTER, str(top)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begins\n"
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+    for path in (base, top):
+        qemu_img("check", "-q", "-r", "leaks", path)
+        assert_clean(path)
+    raw = folder / "expected.raw"
+    raw.write_bytes(expected)
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", top, raw)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kill_during_commit(tmp_path: Path, seed: int) -> None:
+    kill_a_commit(tmp_path, seed)
+
+
+@pytest.mark.long
+def test_a_hundred_kills_during_commit(tmp_path: Path) -> None:
+    for seed in range(100, 200):
+        kill_a_commit(tmp_path, seed)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """Writes fail at one place after the other; what was there before is there afterwards, and space heals it."""
     for limit in range(0, 60, 3):

@@ -236,6 +236,22 @@ def test_bitmaps_stay_true(tmp_path: Path) -> None:
     assert bits == 0b11 << 48 | 1 << 80
 
 
+def test_a_bitmap_after_going_back_to_a_snapshot(tmp_path: Path) -> None:
+    """All of the disk may have changed; a table entry says so without a cluster of ones."""
+    path = tmp_path / "image.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "256M")
+    qemu_img("bitmap", "--add", "-g", "512", path, "watching")
+    with opened(path) as image:
+        image.snapshot_create("one", 0, 0, 0, 0)
+        image.write(0, b"x" * 512)
+        image.snapshot_apply("one")
+    with opened(path, readonly=True) as image:
+        bitmap = read_directory(image.meta)[0]
+        table = path.read_bytes()[bitmap.table_offset : bitmap.table_offset + bitmap.table_size * 8]
+    assert bitmap.table_size == 128 and table == (1).to_bytes(8, "big") * 128
+    assert_clean(path)
+
+
 def test_subclusters(host: Host, tmp_path: Path) -> None:
     """QEMU allocates and clears parts of clusters; we read that right, and write over it by whole clusters."""
     base, path = tmp_path / "base.raw", tmp_path / "image.qcow2"

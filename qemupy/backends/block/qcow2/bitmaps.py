@@ -22,7 +22,8 @@ _ENTRY = ">QIIBBHI"
 _ENTRY_LENGTH = struct.calcsize(_ENTRY)
 _IN_USE, _AUTO = 1 << 0, 1 << 1
 _TYPE_DIRTY = 1
-_MAX_BITMAPS, _MAX_DIRECTORY, _MAX_TABLE_ENTRIES = 65535, 64 << 20, 0x8000000
+_MAX_BITMAPS, _MAX_DIRECTORY = 65535, 64 << 20
+_MAX_NOTED = 64  # chunks of one write; more of them count as the whole disk
 _ALL_ONES = 1 << 0
 
 
@@ -36,6 +37,7 @@ class Bitmap:
     granularity_bits: int
     flags_offset: int  # where the flags lie in the image
     chunks: dict[int, bytearray] = dataclasses.field(default_factory=dict)  # bits to be added
+    everything: bool = False  # all bits are to be added
 
 
 def read_directory(meta: Metadata) -> list[Bitmap]:
@@ -56,7 +58,7 @@ def read_directory(meta: Metadata) -> list[Bitmap]:
             raise BackendError("Broken bitmap directory")
         table, entries, flags, kind, granularity, name_length, extra = struct.unpack_from(_ENTRY, directory, at)
         name_at = at + _ENTRY_LENGTH + extra
-        if name_at + name_length > size or entries > _MAX_TABLE_ENTRIES or granularity > 31 \
+        if name_at + name_length > size or entries * 8 > meta.file.length or not 9 <= granularity <= 31 \
                 or table % meta.geometry.cluster_size or table >= 1 << 56:  # fmt: skip
             raise BackendError("Broken bitmap directory")
         name = directory[name_at : name_at + name_length].decode(errors="replace")
@@ -101,6 +103,10 @@ class Bitmaps:
 
     def _note(self, bitmap: Bitmap, first: int, last: int) -> None:
         per_chunk = self._size * 8
+        if last // per_chunk - first // per_chunk >= _MAX_NOTED:
+            bitmap.everything = True
+        if bitmap.everything:
+            return
         while first <= last:
             index, bit = divmod(first, per_chunk)
             stop = min(last, (index + 1) * per_chunk - 1)
@@ -137,19 +143,21 @@ class Bitmaps:
         """Write the chunks that have changed; the bitmap's new table."""
         meta = self._meta
         entries = decode(read_bytes(meta.file, bitmap.table_offset, bitmap.table_size * 8))
-        for index, chunk in bitmap.chunks.items():
+        for index in range(len(entries)) if bitmap.everything else sorted(bitmap.chunks):
             if index >= len(entries):
-                continue  # the disk has grown since the bitmap was made
+                break  # the bitmap does not cover the whole disk
+            chunk = bytearray(b"\xff" * self._size) if bitmap.everything else bitmap.chunks[index]
             offset = entries[index] & OFFSET_MASK
             if offset:
                 if offset % self._size or offset // self._size in meta.refcounts.forbidden:
                     raise corrupt(f"bitmap '{bitmap.name}' lies in metadata")
                 stored = int.from_bytes(read_bytes(meta.file, offset, self._size), "little")
                 chunk = bytearray((stored | int.from_bytes(chunk, "little")).to_bytes(self._size, "little"))
-            elif entries[index] & _ALL_ONES:
+            elif bitmap.everything or entries[index] & _ALL_ONES:
+                entries[index] = _ALL_ONES
                 continue
             else:
                 offset = entries[index] = meta.allocate()
             meta.file.write(offset, chunk)
-        bitmap.chunks.clear()
+        bitmap.chunks, bitmap.everything = {}, False
         return encode(entries)
