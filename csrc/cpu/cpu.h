@@ -171,6 +171,7 @@ struct Cpu {
     u8 mmu_mode;              /* MMU_* of ordinary data accesses */
     bool halted;              /* HLT; also wait-for-SIPI */
     bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
+    bool leave_block;         /* counted clock: return to the dispatcher after this instruction (interp/block.h) */
     u64 icount;               /* instructions retired */
     void *jmp[5];             /* __builtin_setjmp buffer of the run loop */
 
@@ -202,6 +203,7 @@ struct Cpu {
     u64 feat[4];              /* bit set of FEAT_* (cpu/model.h), what the guest may use */
     const struct CpuModel *model;
     u64 feat_missing[4];      /* FEAT_* asked for by name that no guest can have here */
+    u8 accel;                 /* ACCEL_* (vcpu/vcpu.h): what runs it */
     u32 tsc_khz, smp;         /* what CPUID tells of the machine; 0: 1 GHz, one vCPU */
     u32 index;                /* vCPU number; its initial APIC id */
 

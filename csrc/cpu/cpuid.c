@@ -54,8 +54,9 @@ static void leaf_4(const Cpu *c, u32 sub, u32 out[4]) {
 
 static void leaf_7(const Cpu *c, u32 sub, u32 out[4]) {
     if (sub == 1) out[EAX] = feature_word(c, FW_71_EAX);
+    if (sub == 2) out[EDX] = feature_word(c, FW_72_EDX);
     if (sub != 0) return;
-    out[EAX] = feature_word(c, FW_71_EAX) ? 1 : 0;
+    out[EAX] = feature_word(c, FW_72_EDX) ? 2 : feature_word(c, FW_71_EAX) ? 1 : 0;
     out[EBX] = feature_word(c, FW_7_EBX);
     out[ECX] = feature_word(c, FW_7_ECX);
     if (c->cr4 & CR4_PKE) out[ECX] |= 1u << 4; /* OSPKE */

@@ -124,6 +124,10 @@ F(AVX512_BF16, "avx512-bf16", FW_71_EAX, 5, NONE)
 F(FZRM, "fzrm", FW_71_EAX, 10, SYS)
 F(FSRS, "fsrs", FW_71_EAX, 11, SYS)
 F(FSRC, "fsrc", FW_71_EAX, 12, SYS)
+/* CPUID.7.2:EDX. Since 2025 Linux clears the branch history in software at every entry unless IA32_SPEC_CTRL.BHI_DIS_S
+ * exists, whatever ARCH_CAPABILITIES.BHI_NO says. */
+F(BHI_CTRL, "bhi-ctrl", FW_72_EDX, 4, SYS)
+F(MCDT_NO, "mcdt-no", FW_72_EDX, 5, SYS)
 /* CPUID.0Dh.1:EAX */
 F(XSAVEOPT, "xsaveopt", FW_D1_EAX, 0, HOST)
 F(XSAVEC, "xsavec", FW_D1_EAX, 1, HOST)

@@ -25,6 +25,7 @@ static const struct {
     [FW_7_ECX] = {7, 0, 2, "CPUID.07H:ECX"},
     [FW_7_EDX] = {7, 0, 3, "CPUID.07H:EDX"},
     [FW_71_EAX] = {7, 1, 0, "CPUID.07H.01H:EAX"},
+    [FW_72_EDX] = {7, 2, 3, "CPUID.07H.02H:EDX"},
     [FW_D1_EAX] = {0xd, 1, 0, "CPUID.0DH:EAX"},
     [FW_81_EDX] = {0x80000001, 0, 3, "CPUID.80000001H:EDX"},
     [FW_81_ECX] = {0x80000001, 0, 2, "CPUID.80000001H:ECX"},

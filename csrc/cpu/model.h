@@ -18,7 +18,7 @@ enum {
 _Static_assert(FEAT_COUNT <= 256, "a FEAT_* fits Insn.feat and Cpu.feat");
 
 /* Feature words: a CPUID register, or an MSR, that is all feature bits. */
-enum { FW_NONE, FW_1_EDX, FW_1_ECX, FW_7_EBX, FW_7_ECX, FW_7_EDX, FW_71_EAX, FW_D1_EAX, FW_81_EDX, FW_81_ECX, FW_87_EDX,
+enum { FW_NONE, FW_1_EDX, FW_1_ECX, FW_7_EBX, FW_7_ECX, FW_7_EDX, FW_71_EAX, FW_72_EDX, FW_D1_EAX, FW_81_EDX, FW_81_ECX, FW_87_EDX,
        FW_88_EBX, FW_6_EAX, FW_ARCH_CAPS, FW_COUNT };
 enum { FK_NONE, FK_SYS, FK_HOST };
 

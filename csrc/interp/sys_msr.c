@@ -123,7 +123,7 @@ static bool register_ok(Cpu *c, u32 msr, u64 v) {
         return !(v & ~PHYS_MASK) && (msr & 1 ? !(v & 0x7ff) : memory_type_ok(v & 0xff, false) && !(v & 0xf00));
     if (msr >= MSR_MC0_CTL && msr < MSR_MC0_CTL + 40) return (msr & 3) > 1 || ((msr & 3) ? !v : mc_ctl_ok(msr, v));
     switch (msr) {
-    case MSR_SPEC_CTRL: return !(v & ~7ull);
+    case MSR_SPEC_CTRL: return !(v & ~(7ull | (cpu_has(c, FEAT_BHI_CTRL) ? BIT(10) : 0))); /* BHI_DIS_S */
     case MSR_PAT: return memory_types_ok(v, true);
     case MSR_MTRR_DEF: return !(v & ~0xcffull) && memory_type_ok(v & 0xff, false);
     case MSR_MCG_CTL: return !v || v == ~0ull;
