@@ -26,10 +26,16 @@ enum {
     QPY_LOG_GUEST_ERRORS = 1 << 5,
     QPY_LOG_MMU = 1 << 6,
     QPY_LOG_UNIMP = 1 << 7,
-    QPY_LOG_FPU = 1 << 8
+    QPY_LOG_FPU = 1 << 8,      /* with QPY_LOG_CPU: the FPU's registers too */
+    QPY_LOG_OUT_ASM = 1 << 9,  /* translated code */
+    QPY_LOG_OP = 1 << 10,      /* what a translator makes of each instruction */
+    QPY_LOG_NOCHAIN = 1 << 11, /* every block is entered from the dispatcher, where QPY_LOG_EXEC and _CPU see it */
+    QPY_LOG_PCALL = 1 << 12    /* far calls and returns */
 };
-void qpy_log_set(uint32_t mask, int fd);        /* [any] fd: where the text goes; stays the caller's */
-uint32_t qpy_log_mask(void);                    /* [any] */
+void qpy_log_set(uint32_t mask, int fd); /* [any] fd: where the text goes; stays the caller's */
+uint32_t qpy_log_mask(void);             /* [any] */
+/* first, last, first, last...: linear addresses of the code to log; n ranges, 0: everything. Before the first run. */
+int qpy_log_set_ranges(const uint64_t *ends, uint32_t n);
 void qpy_log_write(const char *text, size_t n); /* [any] one whole message, atomically between threads */
 
 /* ---- Virtual clock ------------------------------------------------------------------------------------------------
@@ -42,6 +48,16 @@ int64_t qpy_clock_now(QpyClock *clock); /* [any] ns */
 /* running: value is the offset to CLOCK_MONOTONIC; else the time it stands at. Deadlines of APIC timers follow. [BQL]
  */
 void qpy_clock_sync(QpyClock *clock, int running, int64_t value);
+
+/* -icount: the clock advances by 1 << shift ns for each instruction of its one vCPU; qpy_clock_sync() starts and stops
+ * it, and puts the stopped one to a time. sleeps: HLT takes as long as it says, else it jumps to the next deadline;
+ * aligned: the guest waits for the host's time; adaptive: shift changes so that it keeps up. Before vCPUs are made. */
+enum { QPY_ICOUNT_SLEEPS = 1, QPY_ICOUNT_ALIGNED = 2, QPY_ICOUNT_ADAPTIVE = 4 };
+void qpy_clock_count_instructions(QpyClock *clock, uint32_t shift, uint32_t flags);
+/* When the `timers` upcall is wanted, on a clock that counts; -1: never. [BQL] */
+void qpy_clock_set_deadline(QpyClock *clock, int64_t deadline);
+/* How far the guest was behind and ahead of the host at most, and is ahead now, in ns. [any] */
+void qpy_clock_drift(QpyClock *clock, int64_t *delay, int64_t *advance, int64_t *now);
 
 /* ---- Big lock ------------------------------------------------------------------------------------------------------
  */
@@ -73,6 +89,7 @@ typedef struct QpyUpcalls {
     int32_t (*intack)(uint32_t vcpu);                 /* the 8259's vector, or -1 if INTR went away */
     void (*apic_eoi)(uint32_t vcpu, uint32_t vector); /* EOI of a level-triggered vector, for the IOAPIC */
     void (*ferr)(uint32_t vcpu);                      /* FERR#: an x87 exception to be reported by IRQ 13 */
+    void (*timers)(uint32_t vcpu);                    /* a counted clock has come to its deadline: set a later one */
 } QpyUpcalls;
 
 #ifdef QPY_CFFI
@@ -87,6 +104,7 @@ void qpy_up_mmio_write(uint32_t vcpu, uint64_t gpa, uint32_t size, uint64_t valu
 int32_t qpy_up_intack(uint32_t vcpu);
 void qpy_up_apic_eoi(uint32_t vcpu, uint32_t vector);
 void qpy_up_ferr(uint32_t vcpu);
+void qpy_up_timers(uint32_t vcpu);
 }
 #endif
 
@@ -106,6 +124,7 @@ QpyMachine *qpy_machine_new(QpyClock *clock, uint64_t max_ram);
 void qpy_machine_free(QpyMachine *m);                              /* after its vCPUs */
 void qpy_machine_set_upcalls(QpyMachine *m, const QpyUpcalls *up); /* copied; before the first run */
 void qpy_machine_set_tsc_hz(QpyMachine *m, uint64_t hz);           /* before the first run; default 1 GHz */
+void qpy_machine_set_seed(QpyMachine *m, uint64_t seed); /* RDRAND and RDSEED repeat themselves from run to run */
 
 /* Takes a zeroed block of the RAM space (size rounded up to pages); its ram_off, or a negative errno. */
 int64_t qpy_ram_alloc(QpyMachine *m, uint64_t size);
@@ -192,6 +211,15 @@ enum {
 
 /* model: "qemu64", "max", ..., optionally followed by ",+feature,-feature". On failure NULL and a message in err. */
 QpyVcpu *qpy_vcpu_new(QpyMachine *m, const char *model, char *err, size_t err_size);
+enum { QPY_ACCEL_INTERP = 0, QPY_ACCEL_DBT = 1 };
+/* How a machine's translator works: bytes of code cache for each vCPU (0: its choice), QPY_DBT_*. Before vCPUs are
+ * made.
+ */
+enum { QPY_DBT_ONE_INSN = 1 /* blocks of one instruction */, QPY_DBT_PERFMAP = 2 /* write /tmp/perf-PID.map */ };
+void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t flags);
+/* What runs the vCPU, before its first run; the same vCPU runs on either. -ENOSYS: the core has none such. */
+int qpy_vcpu_set_accel(QpyVcpu *v, int accel);
+
 void qpy_vcpu_free(QpyVcpu *v); /* not running */
 uint32_t qpy_vcpu_id(QpyVcpu *v);
 uint32_t qpy_vcpu_index(QpyVcpu *v);

@@ -70,7 +70,11 @@ def run_config(config: Config) -> int:
 
     if config.log_file is not None:
         trace.open_log(config.log_file)
-    vm = Vm(config, InterpAccel(config.ram + (256 << 20)))
+    accel = InterpAccel(
+        config.ram + (256 << 20), config.accel, icount=config.icount, seed=config.seed, perfmap=config.perfmap
+    )
+    accel.set_log_ranges(config.log_ranges)
+    vm = Vm(config, accel)
     vm.set_log_mask(config.log_mask)
     try:
         _build(vm)

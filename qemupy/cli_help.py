@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from qemupy import trace
+from qemupy.accel_options import ACCELERATORS
 from qemupy.cli import version_text
 from qemupy.command_line import MACHINES, OPTIONS
 from qemupy.errors import ConfigError
@@ -26,7 +27,7 @@ def topic_help(topic: str) -> str:
     if option == "machine":
         return "Supported machines are:\n" + "\n".join(f"{name:<20} {text}" for name, text in MACHINES.items())
     if option == "accel":
-        return "Accelerators supported in QEMU binary:\ninterp"
+        return "\n".join(["Accelerators supported in QEMU binary:", *ACCELERATORS])
     if option == "cpu":
         return _cpu_help()
     if option == "device":

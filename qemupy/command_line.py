@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from qemupy import options, trace
+from qemupy import accel_options, options, trace
 from qemupy.config import Config, DriveConfig, parse_drive
 from qemupy.errors import ConfigError, QemupyError
 
@@ -21,14 +21,13 @@ MACHINE_PROPERTIES = (
     "accel", "acpi", "dump-guest-core", "graphics", "hpet", "i8042", "kernel_irqchip", "kernel-irqchip", "mem-merge",
     "pcspk-audiodev", "smm", "type", "usb", "vmport",
 )  # fmt: skip
-ACCELERATORS = ("interp", "tcg", "kvm")
 DISPLAYS = ("none",)
 VGAS = ("std", "none")
 
 # QEMU options that stand for things we do not have; they get their own message instead of "invalid option"
 UNSUPPORTED = (
     "qmp", "qmp-pretty", "netdev", "vnc", "spice", "incoming", "loadvm", "daemonize", "object", "gdb", "s",
-    "fsdev", "virtfs", "audiodev", "tpmdev", "icount", "sandbox", "add-fd", "run-with", "readconfig", "writeconfig",
+    "fsdev", "virtfs", "audiodev", "tpmdev", "sandbox", "add-fd", "run-with", "readconfig", "writeconfig",
     "numa", "mem-path", "mem-prealloc", "pflash", "sd", "mtdblock", "usb", "usbdevice", "watchdog", "overcommit",
     "cpu-pm", "chroot", "runas", "option-rom", "acpitable", "dtb", "plugin", "msg", "trace", "full-screen", "set",
 )  # fmt: skip
@@ -43,6 +42,7 @@ class Draft:
     devices: list[dict[str, str]] = dataclasses.field(default_factory=list)
     lists: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     machine_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    accels: list[accel_options.Candidate] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     snapshot: bool = False
 
@@ -72,20 +72,25 @@ def _machine(draft: Draft, text: str) -> None:
             hint = options.did_you_mean(key, MACHINE_PROPERTIES)
             raise ConfigError(f"Property 'pc-i440fx-7.2-machine.{key}' not found{hint}")
     if "accel" in given:
-        _accel(draft, given.pop("accel"))
+        draft.accels += accel_options.parse_list(given.pop("accel"))
     draft.values["machine"] = name
     draft.machine_options.update(given)
 
 
 def _accel(draft: Draft, text: str) -> None:
-    given = options.parse(text, "accel")
-    wanted = given.pop("accel", "interp").split(":")
-    for name in wanted:
-        if name not in ACCELERATORS:
-            raise ConfigError(f"invalid accelerator {name}{options.did_you_mean(name, ACCELERATORS)}")
-    if wanted[0] == "kvm":
-        draft.warnings.append("KVM is not supported; falling back to the interpreter")
-    draft.values["accel"] = "interp"
+    draft.accels.append(accel_options.parse_accel(text))
+
+
+def _icount(draft: Draft, text: str) -> None:
+    draft.values["icount"] = accel_options.parse_icount(text)
+
+
+def _seed(draft: Draft, text: str) -> None:
+    draft.values["seed"] = accel_options.parse_seed(text)
+
+
+def _dfilter(draft: Draft, text: str) -> None:
+    draft.values["log_ranges"] = trace.parse_ranges(text)
 
 
 def _memory(draft: Draft, text: str) -> None:
@@ -260,7 +265,7 @@ def _snapshot(draft: Draft, text: str) -> None:
 
 
 def _enable_kvm(draft: Draft, text: str) -> None:
-    _accel(draft, "kvm")
+    draft.accels += accel_options.parse_list("kvm")
 
 
 def _only(*allowed: str) -> Handler:
@@ -273,7 +278,13 @@ def _only(*allowed: str) -> Handler:
 
 OPTIONS: dict[str, Option] = {
     "machine": Option("[type=]NAME[,prop=value...]", "the machine; accel=NAME chooses the accelerator", _machine),
-    "accel": Option("NAME", "the accelerator: interp", _accel),
+    "accel": Option("NAME[,thread=single|multi][,tb-size=MIB][,one-insn-per-tb=on|off][,split-wx=on|off]",
+                    "the accelerator ('-accel help'); of several the first that there is", _accel),
+    "icount": Option("[shift=]N|auto[,align=on|off][,sleep=on|off]",
+                     "guest time by instructions: each takes 2^N ns; runs repeat exactly", _icount),
+    "seed": Option("NUMBER", "random numbers that repeat from run to run", _seed),
+    "perfmap": Option("", "tell Linux perf which guest code translated code stands for (/tmp/perf-PID.map)",
+                      _store("perfmap", True)),
     "cpu": Option("MODEL[,+feature,-feature]", "the CPU model", _store("cpu")),
     "smp": Option("[cpus=]N", "number of vCPUs", _smp),
     "m": Option("[size=]MEGS", "guest RAM, in MiB or with a suffix; default 128", _memory),
@@ -322,6 +333,7 @@ OPTIONS: dict[str, Option] = {
                        _store("incoming")),
     "pidfile": Option("FILE", "write the process id there", _store("pidfile")),
     "d": Option("ITEM[,...]", "log items ('-d help')", _log),
+    "dfilter": Option("RANGE[,...]", "log guest code in these ranges only: A..B, START+LENGTH, END-LENGTH", _dfilter),
     "D": Option("FILE", "log to FILE instead of stderr", _store("log_file")),
     "version": Option("", "print the version", lambda d, t: None),
     "help": Option("", "print this help", lambda d, t: None),
@@ -400,6 +412,9 @@ def _finish(draft: Draft) -> Config:
     if not values.get("nodefaults"):
         _add_default_drives(drives)
     values.update((key, tuple(items)) for key, items in draft.lists.items())
+    values["accel"] = accel = accel_options.choose(draft.accels, draft.warnings)
+    if accel.thread == "multi" and values.get("icount") is not None:
+        raise ConfigError("No MTTCG when icount is enabled")
     values.update(drives=tuple(drives), devices=tuple(draft.devices), machine_options=draft.machine_options)
     config = Config(**values)
     return _with_consoles(draft, config)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from qemupy import options
+from qemupy.accel_options import AccelConfig, Icount
 from qemupy.errors import ConfigError
 
 # Options of the drive itself; all others belong to its image's nodes, which know whether they have them.
@@ -51,7 +52,10 @@ class DriveConfig:
 class Config:
     machine: str = "pc"
     machine_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    accel: str = "interp"
+    accel: AccelConfig = dataclasses.field(default_factory=AccelConfig)
+    icount: Icount | None = None
+    seed: int | None = None
+    perfmap: bool = False
     cpu: str = "max"
     smp: int = 1
     ram: int = 128 << 20
@@ -81,6 +85,7 @@ class Config:
     incoming: str | None = None
     log_mask: int = 0
     log_file: str | None = None
+    log_ranges: tuple[tuple[int, int], ...] = ()  # first and last address that -dfilter lets through
     globals: tuple[str, ...] = ()
     smbios: tuple[str, ...] = ()
     fw_cfg: tuple[str, ...] = ()

@@ -11,24 +11,37 @@ from typing import TextIO
 
 from qemupy.errors import ConfigError
 
+OUT_ASM = 1 << 0
 IN_ASM = 1 << 1
+OP = 1 << 2
 INT = 1 << 4
 EXEC = 1 << 5
+PCALL = 1 << 6
 CPU = 1 << 8
 CPU_RESET = 1 << 9
 UNIMP = 1 << 10
 GUEST_ERRORS = 1 << 11
 MMU = 1 << 12
+NOCHAIN = 1 << 15
+FPU = 1 << 17
 
+# QEMU's items, less those of user-mode emulation and plugins.
 CATEGORIES: dict[str, tuple[int, str]] = {
+    "out_asm": (OUT_ASM, "show generated host assembly code for each compiled TB"),
     "in_asm": (IN_ASM, "show target assembly code for each compiled TB"),
+    "op": (OP, "show micro ops for each compiled TB"),
+    "op_opt": (OP, "the same: there is no stage between"),
+    "op_ind": (OP, "the same: there is no stage between"),
     "int": (INT, "show interrupts/exceptions in short format"),
     "exec": (EXEC, "show trace before each executed TB (lots of logs)"),
     "cpu": (CPU, "show CPU registers before entering a TB (lots of logs)"),
+    "fpu": (FPU, "include FPU registers in the 'cpu' logging"),
     "mmu": (MMU, "log MMU-related activities"),
+    "pcall": (PCALL, "x86 only: show protected mode far calls/returns/exceptions"),
     "cpu_reset": (CPU_RESET, "show CPU state before CPU resets"),
     "unimp": (UNIMP, "log unimplemented functionality"),
     "guest_errors": (GUEST_ERRORS, "log when the guest OS does something invalid (eg a non-existent register)"),
+    "nochain": (NOCHAIN, 'do not chain compiled TBs so that "exec" and "cpu" show complete traces'),
 }
 
 enabled: int = 0
@@ -46,6 +59,30 @@ def parse_categories(text: str) -> int:
         elif item != "none":
             raise ConfigError(f"Invalid parameter '{item}' for -d (known: {', '.join(CATEGORIES)}, all, none)")
     return mask
+
+
+def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """First and last addresses of `-dfilter`: start..end, start+length, end-length."""
+    import re
+
+    ranges = []
+    for item in text.split(","):
+        found = re.fullmatch(r"(?s)(.*?)(\.\.|[+-])(.*)", item)
+        if found is None:
+            raise ConfigError(f"Bad range specifier '{item}'")
+        left, operator, right = found.groups()
+        numbers = []
+        for side, part in (("left", left), ("right", right)):
+            try:
+                numbers.append(int(part, 0))
+            except ValueError:
+                raise ConfigError(f"Invalid number to the {side} of {operator} in '{item}'") from None
+        a, b = numbers
+        first, last = {"..": (a, b), "+": (a, a + b - 1), "-": (a - b + 1, a)}[operator]
+        if not 0 <= first <= last < 1 << 64:
+            raise ConfigError(f"Invalid range '{item}'")
+        ranges.append((first, last))
+    return tuple(ranges)
 
 
 def set_mask(mask: int) -> None:

@@ -26,7 +26,7 @@ from qemupy.errors import MonitorError
 from qemupy.hw.core import Device, State
 from qemupy.main_loop.jobs import Jobs
 from qemupy.main_loop.loop import MainLoop
-from qemupy.main_loop.workers import Workers
+from qemupy.main_loop.workers import TimedWorkers, Workers
 from qemupy.memory import AddressSpace, GuestRam, MemoryRegion, PortSpace
 from qemupy.vcpu.accel import Accel, Exit, Vcpu
 from qemupy.vcpu.threads import VcpuManager
@@ -76,6 +76,11 @@ class Vm:
         self.loop.on_exception = self.fail
         self.loop.virtual.core = accel.clock
         self.workers = Workers(self.loop)
+        self.drive_workers = self.workers
+        if config.icount is not None and accel.clock is not None:
+            clock = self.loop.count_instructions(accel.clock)
+            accel.upcalls.timers = clock.run_due
+            self.drive_workers = TimedWorkers(self.loop, clock)
         self.jobs = Jobs(self.loop, self.workers)
         self.chardevs = Chardevs(self.loop)
         self.chardevs.on_quit = lambda: self.request_shutdown("host-ui")
@@ -159,7 +164,7 @@ class Vm:
         """Open a drive; an error its policy does not let pass stops the machine, and `cont` tries again."""
         from qemupy.backends.block.open import open_drive
 
-        return self._adopt_drive(open_drive(config, self.loop, self.workers, self.graph))
+        return self._adopt_drive(open_drive(config, self.loop, self.drive_workers, self.graph))
 
     def drive_for(self, name: str) -> Drive | None:
         """The drive with this id, or a new one over the node of this name; None if there is neither."""
@@ -169,7 +174,7 @@ class Vm:
             return self.drives[name]
         if name not in self.graph.nodes:
             return None
-        return self._adopt_drive(drive_on_node(name, self.loop, self.workers, self.graph))
+        return self._adopt_drive(drive_on_node(name, self.loop, self.drive_workers, self.graph))
 
     def _adopt_drive(self, drive: Drive) -> Drive:
         drive.on_stop = lambda drive, error: self.request_stop(RunState.IO_ERROR)
@@ -266,6 +271,7 @@ class Vm:
         """Complete the disk requests in flight, and the guest's queued output."""
         end = time.monotonic() + self.DRAIN_SECONDS
         while any(d.in_flight for d in self.drives.values()) and time.monotonic() < end:
+            self.drive_workers.finish_all()
             self.loop.iterate(50_000_000)
 
     def check_disks_settled(self, *, stopped: bool = True) -> None:
@@ -367,6 +373,7 @@ class Vm:
         for drive in self.drives.values():
             drive.close()
         self.graph.close()
+        self.drive_workers.stop()
         self.workers.stop()
         for call in self._closers:
             call()

@@ -40,7 +40,9 @@ static i64 deadline_ns(const Apic *a) {
 
 static void set_due(Apic *a, i64 due) {
     a->timer_due = due;
-    if (due >= 0) apic_timers_wake(a->cpu->machine, due);
+    if (due < 0) return;
+    if (machine_counts(a->cpu->machine)) a->cpu->leave_block = true; /* the dispatcher fires it */
+    else apic_timers_wake(a->cpu->machine, due);
 }
 
 /* The next expiry after `now`, from the registers alone; a one-shot that is over has none. */

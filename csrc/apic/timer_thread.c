@@ -58,7 +58,7 @@ static int start_thread(ApicTimers *t) {
 }
 
 int apic_timers_start(Machine *m) {
-    if (m->timers) return 0;
+    if (m->timers || m->clock->counted) return 0; /* counted: the vCPU fires its own timer (vcpu/icount.c) */
     ApicTimers *t = calloc(1, sizeof *t);
     if (!t) return -ENOMEM;
     t->machine = m;

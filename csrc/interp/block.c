@@ -340,7 +340,7 @@ static Block *block_build(Cpu *c, u64 lin, const u8 *host, u64 ram_off) {
     page_link(it, b, 0);
     if (b->ram_off2 != ~0ull) page_link(it, b, 1);
     c->n_block++;
-    if (log_on(LOG_IN_ASM)) trace_decoded(c, b, s.buf);
+    if (log_on(LOG_IN_ASM) && log_wants(block_lin(c, b))) trace_decoded(c, b, s.buf);
     return b;
 }
 

@@ -4,6 +4,17 @@
  *   (ram_off, RIP, mode) --hash--> Block                           survives every change of mappings
  *   64-byte granule written --page list--> Blocks to drop          self-modifying code, DMA
  *
+ * Counting (CORE 15). Whatever executes blocks keeps this contract, so that a clock that counts instructions (-icount)
+ * is the same in every tier:
+ * - it runs until Cpu.icount is exactly Interp.budget_end, or until something is pending, and then returns to the
+ *   dispatcher (vcpu/run.c). A block that does not fit in the budget is executed one instruction at a time;
+ * - a block may be charged whole when it is entered, but interp_icount() asked inside a handler gives the instructions
+ *   completed before the one being executed. A faulting instruction does not count; an iteration of a REP counts one,
+ *   and REP stops in between when the budget ends;
+ * - when Cpu.leave_block is set (an upcall, an access to the local APIC or a new deadline of its timer, on a machine
+ *   whose clock counts) it returns to the dispatcher after this instruction, because the budget may be shorter now and
+ *   an interrupt must come between the same two instructions every time.
+ *
  * Block and Insn memory comes from one arena and is only reused after the whole cache is dropped, so a stale pointer
  * to a Block (successor, jump cache) is harmless: its tag does not match. */
 #ifndef QPY_INTERP_BLOCK_H

@@ -1,8 +1,6 @@
 /* Flag instructions, BOUND, hints, fences, cache-line instructions, RDRAND (SDM vol 2). */
 #include "interp/int.h"
 
-#include <sys/random.h>
-
 static void op_nop(Cpu *c, const Insn *in) {}
 static void op_clc(Cpu *c, const Insn *in) { c->cc &= ~(u64)FL_CF; }
 static void op_stc(Cpu *c, const Insn *in) { c->cc |= FL_CF; }
@@ -34,7 +32,7 @@ static void op_cache_line(Cpu *c, const Insn *in) { mem_probe(c, in->seg, insn_e
 static void op_rdrand(Cpu *c, const Insn *in) {
     u64 v = 0;
     fpu_park(c);
-    bool ok = getrandom(&v, sizeof v, 0) == sizeof v;
+    bool ok = machine_random(c->machine, &v);
     set_n(c, in->rm, ok ? v : 0, in->osz);
     c->cc = ok ? FL_CF : 0;
 }

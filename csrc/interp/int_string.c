@@ -47,7 +47,8 @@ static bool str_more(Cpu *c, const Insn *in, const Str *s) {
         if (s->rep) c->icount--; /* the run loop counts the instruction itself */
         return false;
     }
-    if (likely(!cpu_attention(c)) && !(c->mode & MODE_STEP) && interp_icount(c) < c->interp->budget_end) return true;
+    bool on = likely(!cpu_attention(c)) && !(c->mode & MODE_STEP) && !c->leave_block;
+    if (on && interp_icount(c) < c->interp->budget_end) return true;
     c->r[R_RIP] -= in->len;
     c->icount--;
     return false;

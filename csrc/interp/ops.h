@@ -29,6 +29,7 @@ void debug_after_insn(Cpu *c);  /* TF and data breakpoints: raises #DB trap; cle
 void interp_run(Cpu *c);
 void interp_set_stop(Cpu *c, u64 icount); /* ~0: never (the default) */
 u64 interp_icount(const Cpu *c);          /* exact, also in the middle of a block */
+void interp_settle(Cpu *c);               /* outside of any block: Cpu.icount becomes exact */
 struct Interp *interp_new(void);
 void interp_free(struct Interp *it);
 void interp_flush_all(Cpu *c);    /* drop every block */

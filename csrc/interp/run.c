@@ -8,7 +8,8 @@
 static u64 undone(const Cpu *c, const Block *b) { return b->n - (u64)(c->cur - b->insn); }
 
 /* A block is counted when it is entered; one that was left half-way (exception, restart) is corrected here. */
-static void leave_block(Cpu *c, Interp *it) {
+void interp_settle(Cpu *c) {
+    Interp *it = c->interp;
     if (it->running) c->icount -= undone(c, it->running);
     it->running = NULL;
 }
@@ -66,7 +67,7 @@ static bool run_special(Cpu *c, Interp *it) {
     if (c->halted || c->icount >= it->budget_end) return true;
     if (c->mode & MODE_STEP) exec_step(c, it);
     else exec_one(c, it);
-    return c->halted;
+    return c->halted || c->leave_block;
 }
 
 /* Tracing sets stop to 0 to get here before every block. */
@@ -101,9 +102,10 @@ static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
     return b;
 }
 
-void interp_run(Cpu *c) {
+/* counted: also look after every instruction whether to go back to the dispatcher (block.h). */
+INLINE void run_blocks(Cpu *c, bool counted) {
     Interp *it = c->interp;
-    leave_block(c, it);
+    interp_settle(c);
     it->owner = c;
     it->stop = log_on(LOG_EXEC | LOG_CPU) ? 0 : it->budget_end;
     if (unlikely(it->n_remote)) block_drain_remote(c);
@@ -130,9 +132,18 @@ void interp_run(Cpu *c) {
             c->cur = in;
             c->r[R_RIP] = rip;
             in->fn(c, in);
-        } while (++in != end);
+        } while (++in != end && !(counted && c->leave_block));
+        if (counted && c->leave_block) {
+            c->icount -= (u64)(end - in);
+            break;
+        }
         prev = b;
         if (unlikely(b->system) && unlikely(c->halted)) break;
     }
     it->running = NULL;
+}
+
+void interp_run(Cpu *c) {
+    if (unlikely(machine_counts(c->machine))) run_blocks(c, true);
+    else run_blocks(c, false);
 }

@@ -1,6 +1,7 @@
 /* Far JMP, CALL and RET: code segments, call gates, task gates and TSSs (Intel SDM vol 3A 5.8; vol 2 JMP, CALL, RET).
  */
 #include "interp/sys.h"
+#include "interp/trace.h"
 
 /* Commits RIP, limits checked, in real and virtual-8086 mode. */
 static void real_jump(Cpu *c, unsigned sel, u64 off) {
@@ -155,6 +156,7 @@ static void far_call(Cpu *c, unsigned sel, u64 off, unsigned size) {
         stack_commit_sp(c, &s);
         return;
     }
+    if (log_on(LOG_PCALL)) trace_far(c, "lcall", sel, off);
     if (!(sel & 0xfffc)) exc_gp0(c);
     desc_read_or_fault(c, sel, &d, EXC_GP);
     if (desc_is_seg(&d)) {
@@ -220,6 +222,7 @@ static void far_return(Cpu *c, unsigned size, unsigned drop) {
         stack_commit_sp(c, &s);
         return;
     }
+    if (log_on(LOG_PCALL)) trace_far(c, "lret", sel, rip);
     if (!(sel & 0xfffc)) exc_gp0(c);
     desc_read_or_fault(c, sel, &d, EXC_GP);
     unsigned rpl = sel & 3;

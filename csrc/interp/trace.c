@@ -1,6 +1,7 @@
 /* What -d in_asm, exec and cpu write, in QEMU's formats (its docs: "-d help"). Off the hot path; libc, so the guest's
  * FPU is parked. */
 #include "interp/trace.h"
+#include "cpu/fpu.h"
 #include "decode/disasm.h"
 
 #include <stdio.h>
@@ -49,12 +50,32 @@ static void trace_registers(const Cpu *c) {
                (unsigned long long)c->efer);
 }
 
+/* -d fpu. */
+static void trace_fpu(const Cpu *c) {
+    const u8 *a = c->fpu.area;
+    unsigned fsw = *(const u16 *)(a + FX_FSW), top = fsw >> 11 & 7, n = c->mode & MODE_CS64 ? 16 : 8;
+    log_printf("FCW=%04x FSW=%04x [ST=%u] FTW=%02x MXCSR=%08x\n", *(const u16 *)(a + FX_FCW), fsw & ~0x3800u, top,
+               a[FX_FTW], *(const u32 *)(a + FX_MXCSR));
+    for (unsigned i = 0; i < 8; i++) {
+        const u8 *st = a + FX_ST + 16 * ((i - top) & 7);
+        log_printf("FPR%u=%016llx %04x%c", i, (unsigned long long)*(const u64 *)st, *(const u16 *)(st + 8),
+                   i & 1 ? '\n' : ' ');
+    }
+    for (unsigned i = 0; i < n; i++) {
+        const u64 *x = (const u64 *)(a + FX_XMM + 16 * i);
+        log_printf("XMM%02u=%016llx %016llx%c", i, (unsigned long long)x[1], (unsigned long long)x[0],
+                   i & 1 ? '\n' : ' ');
+    }
+}
+
 void trace_entered(Cpu *c, const Block *b) {
+    if (!log_wants(block_lin(c, b))) return;
     fpu_park(c);
     if (log_on(LOG_EXEC))
         log_printf("Trace %u: %p [%08llx/%016llx/%08x]\n", c->index, (const void *)b,
                    (unsigned long long)c->seg[SEG_CS].base, (unsigned long long)b->rip, b->mode);
     if (log_on(LOG_CPU)) trace_registers(c);
+    if (log_on(LOG_CPU) && log_on(LOG_FPU)) trace_fpu(c);
 }
 
 /* -d int: one line in QEMU's form and the state the event found. i: 1 for INT n, 2 for an interrupt from outside. */
@@ -66,6 +87,13 @@ void trace_event(Cpu *c, unsigned vector, u32 error, unsigned i) {
                vector, error, i, c->cpl, c->seg[SEG_CS].sel, (unsigned long long)c->r[R_RIP], (unsigned long long)lin,
                c->seg[SEG_SS].sel, (unsigned long long)c->r[R_RSP], vector == EXC_PF ? "CR2" : "RAX",
                (unsigned long long)(vector == EXC_PF ? c->cr2 : c->r[R_RAX]));
+    trace_registers(c);
+}
+
+void trace_far(Cpu *c, const char *what, unsigned sel, u64 off) {
+    fpu_park(c);
+    log_printf("%s %04x:%016llx cpl=%u from %04x:%016llx\n", what, sel, (unsigned long long)off, c->cpl,
+               c->seg[SEG_CS].sel, (unsigned long long)c->r[R_RIP]);
     trace_registers(c);
 }
 

@@ -15,9 +15,15 @@ static void upcall_begin(Cpu *c) {
     bql_lock();
 }
 
+/* With a counted clock what a device does is noticed at the end of the instruction, in every tier alike. */
+static void end_block(Cpu *c) {
+    if (unlikely(c->machine->clock->counted)) c->leave_block = true;
+}
+
 static void upcall_end(Cpu *c) {
     bql_unlock();
     guest_enter(c);
+    end_block(c);
 }
 
 INLINE u64 ones(unsigned n) { return n >= 8 ? ~0ull : BIT(8 * n) - 1; }
@@ -119,13 +125,27 @@ void io_apic_eoi(Cpu *c, unsigned vector) {
     upcall_end(c);
 }
 
+void io_timers(Cpu *c) {
+    if (!c->machine->up.timers) return;
+    upcall_begin(c);
+    c->machine->up.timers(c->id);
+    upcall_end(c);
+}
+
+static bool local_access(Cpu *c, u64 gpa, unsigned n, u64 *v, bool write) {
+    Machine *m = c->machine;
+    if (!m->local_mmio || !m->local_mmio(c, gpa, n, v, write)) return false;
+    end_block(c);
+    return true;
+}
+
 static bool unmapped(Machine *m, u64 gpa) { return machine_range(m, gpa)->kind == RANGE_UNMAPPED; }
 
 u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
     Machine *m = c->machine;
     u64 v;
     c->n_mmio++;
-    if (m->local_mmio && m->local_mmio(c, gpa, n, &v, false)) return v & ones(n);
+    if (local_access(c, gpa, n, &v, false)) return v & ones(n);
     if (!m->up.mmio_read || unmapped(m, gpa)) return ones(n);
     upcall_begin(c);
     v = m->up.mmio_read(c->id, gpa, n);
@@ -137,7 +157,7 @@ void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v) {
     Machine *m = c->machine;
     c->n_mmio++;
     v &= ones(n);
-    if (m->local_mmio && m->local_mmio(c, gpa, n, &v, true)) return;
+    if (local_access(c, gpa, n, &v, true)) return;
     if (ring_doorbell(c, true, gpa, n, v) || !m->up.mmio_write || unmapped(m, gpa)) return;
     upcall_begin(c);
     m->up.mmio_write(c->id, gpa, n, v);

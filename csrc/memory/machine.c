@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 
 static void *reserve(u64 size) {
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -141,6 +142,17 @@ const MemRange *machine_range(Machine *m, u64 gpa) {
 }
 
 i64 machine_clock_ns(Machine *m) { return clock_now(m->clock); }
+bool machine_counts(const Machine *m) { return m->clock->counted; }
+
+/* The seeded sequence is SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). */
+bool machine_random(Machine *m, u64 *v) {
+    if (!m->seeded) return getrandom(v, sizeof *v, 0) == sizeof *v;
+    u64 z = __atomic_add_fetch(&m->random, 0x9e3779b97f4a7c15ull, __ATOMIC_RELAXED);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    *v = z ^ z >> 31;
+    return true;
+}
 
 void machine_set_tsc_hz(Machine *m, u64 hz) {
     m->tsc_hz = hz;

@@ -28,6 +28,7 @@ typedef struct Upcalls {
     i32 (*intack)(u32 vcpu);                /* the 8259's vector, or -1 if INTR went away */
     void (*apic_eoi)(u32 vcpu, u32 vector); /* EOI of a level-triggered vector, for the IOAPIC */
     void (*ferr)(u32 vcpu);                 /* FERR#: an x87 exception to be reported by IRQ 13 */
+    void (*timers)(u32 vcpu);               /* a counted clock has come to its deadline */
 } Upcalls;
 
 /* I/O from instructions (memory/io.c): parks the FPU, takes the BQL, upcalls. The short cuts of DESIGN 3 (doorbells,
@@ -39,6 +40,7 @@ void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf
 int io_intack(Cpu *c); /* the 8259's vector, or -1 */
 bool io_ferr(Cpu *c);  /* false: nobody listens */
 void io_apic_eoi(Cpu *c, unsigned vector);
+void io_timers(Cpu *c);
 u64 mmio_read(Cpu *c, u64 gpa, unsigned n);
 void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v);
 
@@ -63,5 +65,9 @@ extern void (*code_invalidate_hook)(Cpu *c, u64 ram_off, unsigned n);
 /* Guest TSC and virtual clock, ns (base/clock.h beneath). */
 i64 machine_clock_ns(struct Machine *m);
 u64 cpu_read_tsc(Cpu *c);
+/* Whether the clock counts instructions: every access that leaves the core then ends its block. */
+bool machine_counts(const struct Machine *m);
+/* RDRAND and RDSEED: the seeded sequence, or the host's. False: none at the moment. */
+bool machine_random(struct Machine *m, u64 *v);
 
 #endif

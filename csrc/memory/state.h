@@ -27,6 +27,10 @@ typedef struct Machine {
     Upcalls up;
     QpyClock *clock;
     u64 tsc_hz, tsc_mul; /* tsc_mul: ticks per ns, 32.32 */
+    u64 code_cache;      /* bytes for each vCPU's translator, 0: its choice */
+    bool one_insn, perfmap;
+    u64 random; /* state of the seeded sequence */
+    bool seeded;
 
     u8 *ram_base;
     u64 ram_reserved, ram_used;

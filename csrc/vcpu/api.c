@@ -20,10 +20,13 @@ _Static_assert(offsetof(QpyMemRange, write_upcall) == offsetof(MemRange, write_u
 _Static_assert(sizeof(QpyRamExtent) == sizeof(RamExtent), "same layout");
 _Static_assert((int)QPY_EXIT_PAGEIN == (int)EXIT_PAGEIN, "same numbers");
 _Static_assert(sizeof(QpyBqlStats) == sizeof(BqlStats), "same layout");
+_Static_assert((int)QPY_LOG_PCALL == (int)LOG_PCALL && (int)QPY_LOG_OUT_ASM == (int)LOG_OUT_ASM, "same numbers");
+_Static_assert((int)QPY_ACCEL_DBT == (int)ACCEL_DBT, "same numbers");
 _Static_assert((int)QPY_LOG_FPU == (int)LOG_FPU && (int)QPY_EXIT_HALT == (int)EXIT_HALT, "same numbers");
 
 void qpy_log_set(uint32_t mask, int fd) { log_set(mask, fd); }
 uint32_t qpy_log_mask(void) { return log_mask; }
+int qpy_log_set_ranges(const uint64_t *ends, uint32_t n) { return log_set_ranges((const LogRange *)ends, n); }
 void qpy_log_write(const char *text, size_t n) { log_text(text, n); }
 
 QpyClock *qpy_clock_new(void) { return calloc(1, sizeof(QpyClock)); }
@@ -32,6 +35,28 @@ int64_t qpy_clock_now(QpyClock *clock) { return clock_now(clock); }
 void qpy_clock_sync(QpyClock *clock, int running, int64_t value) {
     clock_sync(clock, running != 0, value);
     apic_timers_clock_changed(clock);
+}
+
+void qpy_clock_count_instructions(QpyClock *clock, uint32_t shift, uint32_t flags) {
+    clock->counted = true;
+    clock->shift = (u8)shift;
+    clock->sleeps = flags & QPY_ICOUNT_SLEEPS;
+    clock->aligned = flags & QPY_ICOUNT_ALIGNED;
+    clock->adaptive = flags & QPY_ICOUNT_ADAPTIVE;
+    clock->deadline = -1;
+}
+
+/* On the vCPU's own thread this happens in an upcall, behind which the dispatcher looks anyway. */
+void qpy_clock_set_deadline(QpyClock *clock, int64_t deadline) {
+    clock->deadline = deadline;
+    Cpu *c = clock->counter;
+    if (clock->count && c != current_cpu) cpu_notify(c, PEND_KICK);
+}
+
+void qpy_clock_drift(QpyClock *clock, int64_t *delay, int64_t *advance, int64_t *now) {
+    *delay = clock->max_delay;
+    *advance = clock->max_advance;
+    *now = clock_now(clock) - clock->start - (host_ns() - clock->host_start);
 }
 
 void qpy_bql_lock(void) { bql_lock(); }
@@ -45,6 +70,10 @@ void qpy_machine_free(QpyMachine *m) {
     machine_free(m);
 }
 void qpy_machine_set_upcalls(QpyMachine *m, const QpyUpcalls *up) { memcpy(&m->up, up, sizeof m->up); }
+void qpy_machine_set_seed(QpyMachine *m, uint64_t seed) {
+    m->random = seed;
+    m->seeded = true;
+}
 void qpy_machine_set_tsc_hz(QpyMachine *m, uint64_t hz) { machine_set_tsc_hz(m, hz); }
 int64_t qpy_ram_alloc(QpyMachine *m, uint64_t size) { return machine_ram_alloc(m, size); }
 void *qpy_ram_host(QpyMachine *m, uint64_t ram_off) { return machine_ram_host(m, ram_off); }
@@ -120,6 +149,16 @@ QpyVcpu *qpy_vcpu_new(QpyMachine *m, const char *model, char *err, size_t err_si
     return vcpu_new(m, model, err, err_size);
 }
 void qpy_vcpu_free(QpyVcpu *v) { vcpu_free(v); }
+void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t flags) {
+    m->code_cache = code_cache;
+    m->one_insn = flags & QPY_DBT_ONE_INSN;
+    m->perfmap = flags & QPY_DBT_PERFMAP;
+}
+int qpy_vcpu_set_accel(QpyVcpu *v, int accel) {
+    if (accel != ACCEL_INTERP) return -ENOSYS;
+    v->accel = (u8)accel;
+    return 0;
+}
 uint32_t qpy_vcpu_id(QpyVcpu *v) { return v->id; }
 uint32_t qpy_vcpu_index(QpyVcpu *v) { return v->index; }
 const char *qpy_cpu_model_name(int i) { return model_name(i); }

@@ -6,6 +6,7 @@
 #include "cpu/fpu.h"
 #include "interp/ops.h"
 #include "memory/safepoint.h"
+#include "vcpu/icount.h"
 #include "vcpu/vcpu.h"
 
 /* INIT and SIPI (SDM vol 3A 8.4, 10.6.1): INIT resets; all but the boot processor then wait for SIPI, which gives the
@@ -99,6 +100,7 @@ static void sleep_halted(Cpu *c) {
 int vcpu_run_guest(Cpu *c, u64 stop) {
     if (__builtin_setjmp(c->jmp)) exc_dispatch(c); /* may come back here again: double and triple faults */
     for (;;) {
+        if (unlikely(c->machine->clock->counted)) interp_set_stop(c, icount_boundary(c, stop));
         if (unlikely(cpu_attention(c))) {
             int reason = look_at_pending(c);
             if (reason) return reason;
@@ -106,8 +108,10 @@ int vcpu_run_guest(Cpu *c, u64 stop) {
         if (unlikely(interp_icount(c) >= stop)) return EXIT_KICK;
         if (c->halted) {
             if (cpu_attention(c)) continue;
-            if (stop != ~0ull) return EXIT_HALT;
-            sleep_halted(c);
+            bool counted = c->machine->clock->counted;
+            if (stop != ~0ull && !(counted && icount_has_deadline(c))) return EXIT_HALT;
+            if (counted) icount_sleep(c);
+            else sleep_halted(c);
             continue;
         }
         interp_run(c);

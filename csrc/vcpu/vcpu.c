@@ -6,6 +6,7 @@
 #include "cpu/model.h"
 #include "interp/ops.h"
 #include "memory/safepoint.h"
+#include "vcpu/icount.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,8 +21,9 @@ static Cpu *cpu_alloc(void) {
 }
 
 Cpu *vcpu_new(Machine *m, const char *model, char *err, size_t err_size) {
-    if (m->n_cpus == MAX_VCPUS) {
-        snprintf(err, err_size, "at most %d vCPUs", MAX_VCPUS);
+    u32 most = m->clock->counted ? 1 : MAX_VCPUS;
+    if (m->n_cpus >= most) {
+        snprintf(err, err_size, "at most %u vCPU%s", most, most == 1 ? " with -icount" : "s");
         return NULL;
     }
     Cpu *c = cpu_alloc();
@@ -40,6 +42,10 @@ Cpu *vcpu_new(Machine *m, const char *model, char *err, size_t err_size) {
     c->interp = interp_new();
     c->apic = apic_new(c);
     m->cpu[c->index] = c;
+    if (m->clock->counted) {
+        m->clock->counter = c;
+        m->clock->count = icount_of;
+    }
     vcpu_reset(c);
     m->n_cpus++;
     if (apic_timers_start(m) < 0) {
@@ -56,6 +62,7 @@ void vcpu_free(Cpu *c) {
     if (m->n_cpus == 1) apic_timers_stop(m);
     m->cpu[c->index] = m->cpu[m->n_cpus - 1];
     m->n_cpus--;
+    if (m->clock->counter == c) m->clock->count = NULL;
     apic_free(c->apic);
     interp_free(c->interp);
     munmap(c, sizeof *c);
@@ -84,6 +91,7 @@ int vcpu_run(Cpu *c, u64 stop) {
         guest_enter(c);
         interp_set_stop(c, stop);
         reason = vcpu_run_guest(c, stop);
+        interp_settle(c);
         fpu_park(c);
         guest_leave(c);
         pause_point_leave(c);

@@ -7,6 +7,9 @@
 /* Values of QPY_EXIT_* (api.h); EXIT_SHUTDOWN is in cpu/cpu.h. */
 enum { EXIT_KICK = 1, EXIT_DEBUG = 4, EXIT_ERROR = 5, EXIT_HALT = 6 };
 
+/* Values of QPY_ACCEL_*. */
+enum { ACCEL_INTERP, ACCEL_DBT };
+
 Cpu *vcpu_new(Machine *m, const char *model, char *err, size_t err_size);
 void vcpu_free(Cpu *c);
 void vcpu_reset(Cpu *c);

@@ -49,6 +49,19 @@ class CoreClock(Protocol):
         """Running: `value` is the offset to the host's monotonic time; else the time it stands at."""
 
 
+class CountingCore(CoreClock, Protocol):
+    """The core's clock when it counts instructions (`-icount`)."""
+
+    def now(self) -> int:
+        """Exact on the vCPU's thread: the count of the instruction that is being executed."""
+
+    def set_deadline(self, deadline: int | None) -> None:
+        """When the core is to call `Upcalls.timers`, between two instructions."""
+
+    def drift(self) -> tuple[int, int, int]:
+        """How far the guest was behind the host at most, ahead of it at most, and is ahead now, in ns."""
+
+
 class VirtualClock(LoopClock):
     """Guest time: monotonic host time plus an offset while running, constant while stopped. The core follows it, so
     that all guest time sources agree and reading the time costs no call into the core."""
@@ -85,3 +98,36 @@ class VirtualClock(LoopClock):
     def _sync(self, value: int) -> None:
         if self.core is not None:
             self.core.sync(self.running, value)
+
+
+class CountedClock(VirtualClock):
+    """Guest time as the number of instructions executed. Its timers fire on the vCPU's thread, between the two
+    instructions where they are due; the main loop neither waits for them nor runs them."""
+
+    def __init__(self, core: CountingCore) -> None:
+        super().__init__(TimerHeap(on_earlier=self._tell_deadline))
+        self.core = self._counting = core
+
+    def now(self) -> int:
+        return self._counting.now()
+
+    def ns_to_next(self) -> int | None:
+        return None
+
+    def start(self) -> None:
+        if not self.running:
+            self.running = True
+            self._sync(0)
+            self._tell_deadline()
+
+    def run_due(self) -> None:
+        """What `Upcalls.timers` calls, with the BQL held."""
+        try:
+            now = self.now()
+            while self.running and (timer := self.heap.pop_due(now)) is not None:
+                timer.callback()
+        finally:
+            self._tell_deadline()
+
+    def _tell_deadline(self) -> None:
+        self._counting.set_deadline(self.heap.next_deadline())

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from qemupy.main_loop.bql import Bql, ThreadBql
 from qemupy.main_loop.clock import TimerHeap
-from qemupy.main_loop.clocks import HostClock, LoopClock, RealtimeClock, VirtualClock
+from qemupy.main_loop.clocks import CountedClock, CountingCore, HostClock, LoopClock, RealtimeClock, VirtualClock
 from qemupy.main_loop.wait import EpollWait, tighten_timer_slack
 
 FdCallback = Callable[[], None]
@@ -41,11 +41,17 @@ class MainLoop:
         self.realtime = RealtimeClock(self._heap())
         self.host = HostClock(self._heap())
         self.virtual = VirtualClock(self._heap())
-        self._clocks: tuple[LoopClock, ...] = (self.virtual, self.realtime, self.host)
+        self._clocks: tuple[LoopClock, ...] = (self.virtual, self.realtime, self.host)  # whose timers are fired here
         self.on_exception: Callable[[BaseException], None] | None = None
 
     def _heap(self) -> TimerHeap:
         return TimerHeap(on_earlier=self._wake_if_elsewhere)
+
+    def count_instructions(self, core: CountingCore) -> CountedClock:
+        """Make the virtual clock one that `core` drives. Before anything has taken it."""
+        self.virtual = clock = CountedClock(core)
+        self._clocks = (self.realtime, self.host)
+        return clock
 
     # Posting from other threads
 

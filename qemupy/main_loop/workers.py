@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from qemupy.main_loop.clock import Clock
 from qemupy.main_loop.loop import MainLoop
 
 T = TypeVar("T")
@@ -35,6 +36,16 @@ class Workers:
             result = job()
             self._loop.post(lambda: finish(result))
 
+        self._enqueue(run)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """`call` from where `done` is called too: for answers that need no job. With the BQL held."""
+        self._loop.post(call)
+
+    def finish_all(self) -> None:
+        """With the guest's clock standing: complete what waits for it."""
+
+    def _enqueue(self, run: _Job) -> None:
         if self.in_flight > len(self._threads) and len(self._threads) < self._limit:
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
@@ -52,3 +63,41 @@ class Workers:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+
+
+class TimedWorkers(Workers):
+    """Jobs for a guest whose clock counts instructions: `done` comes at a virtual time fixed by `submit`, however long
+    the host takes, so that a guest with a disk runs the same way every time. A job that is late holds up the guest."""
+
+    LATENCY_NS = 100_000  # about what a solid-state disk takes
+
+    def __init__(self, loop: MainLoop, clock: Clock) -> None:
+        super().__init__(loop)
+        self._clock = clock
+        self._waiting: dict[int, Callable[[], None]] = {}  # by the order they were asked for in
+        self._asked = 0
+
+    def submit(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+        self.in_flight += 1
+        results: queue.SimpleQueue[T] = queue.SimpleQueue()
+
+        def finish() -> None:
+            result = results.get()
+            self.in_flight -= 1
+            done(result)
+
+        self._enqueue(lambda: results.put(job()))
+        self.soon(finish)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        number = self._asked = self._asked + 1
+        self._waiting[number] = call
+        self._clock.timer(lambda: self._finish(number)).mod(self._clock.now() + self.LATENCY_NS)
+
+    def _finish(self, number: int) -> None:
+        if (call := self._waiting.pop(number, None)) is not None:
+            call()
+
+    def finish_all(self) -> None:
+        while self._waiting:
+            self._finish(next(iter(self._waiting)))

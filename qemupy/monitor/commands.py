@@ -36,6 +36,24 @@ class CpuInfo:
     thread_id: int
 
 
+@dataclasses.dataclass(frozen=True)
+class JitInfo:
+    """Sums over all vCPUs. Blocks are decoded ones, or translated ones where a translator runs."""
+
+    accel: str
+    instructions: int
+    blocks: int
+    decoded: int  # instructions
+    invalidated: int  # blocks whose code was written to
+    tlb_fills: int
+    tlb_flushes: int
+    exceptions: int
+    interrupts: int
+    port_accesses: int
+    mmio_accesses: int
+    drift: tuple[int, int, int] | None  # -icount: ns behind the host at most, ahead at most, ahead now
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -128,6 +146,22 @@ def screendump(vm: Vm, filename: str, format: str = "ppm") -> None:
     width, height, rgb = vm.screen.screenshot()
     data = _png(width, height, rgb) if format == "png" else f"P6\n{width} {height}\n255\n".encode() + rgb
     _write_file(filename, data)
+
+
+def query_jit(vm: Vm) -> JitInfo:
+    """What the vCPUs have done since the machine was made."""
+    stats = [vcpu.stats() for vcpu in vm.vcpus]
+
+    def total(name: str) -> int:
+        return sum(getattr(s, name) for s in stats)
+
+    counted = vm.config.icount is not None and vm.accel.clock is not None
+    return JitInfo(
+        accel=vm.accel.name, instructions=total("icount"), blocks=total("block"), decoded=total("decode"),
+        invalidated=total("smc"), tlb_fills=total("tlb_fill"), tlb_flushes=total("tlb_flush"),
+        exceptions=total("exc"), interrupts=total("irq"), port_accesses=total("pio"), mmio_accesses=total("mmio"),
+        drift=vm.accel.clock.drift() if counted and vm.accel.clock is not None else None,
+    )  # fmt: skip
 
 
 def _png(width: int, height: int, rgb: bytes) -> bytes:

@@ -31,6 +31,35 @@ def hmp_cpu(mon: Hmp, index: int) -> None:
     mon.cpu = index
 
 
+@hmp("info jit", "", "", "show dynamic compiler info")
+def hmp_info_jit(mon: Hmp) -> None:
+    """QEMU's lines where there is the same thing to count, then our own."""
+    info = commands.query_jit(mon.vm)
+    rows = (
+        ("accelerator", info.accel), ("TB count", info.blocks), ("TB decoded instructions", info.decoded),
+        ("TB invalidate count", info.invalidated), ("TLB full flushes", info.tlb_flushes),
+        ("TLB fills", info.tlb_fills), ("instructions", info.instructions), ("exceptions", info.exceptions),
+        ("interrupts", info.interrupts), ("port accesses", info.port_accesses), ("MMIO accesses", info.mmio_accesses),
+    )  # fmt: skip
+    mon.print("Translation buffer state:")
+    for name, value in rows[:4]:
+        mon.print(f"{name:<23} {value}")
+    mon.print("\nStatistics:")
+    for name, value in rows[4:]:
+        mon.print(f"{name:<23} {value}")
+    if info.drift is not None:
+        _print_drift(mon, *info.drift)
+
+
+def _print_drift(mon: Hmp, delay: int, advance: int, ahead: int) -> None:
+    """As QEMU: the extremes only where align=on keeps them."""
+    icount = mon.vm.config.icount
+    aligned = icount is not None and icount.align
+    mon.print(f"Host - Guest clock  {-ahead // 1_000_000} ms")
+    mon.print(f"Max guest delay     {f'{delay // 1_000_000} ms' if aligned else 'NA'}")
+    mon.print(f"Max guest advance   {f'{advance // 1_000_000} ms' if aligned else 'NA'}")
+
+
 @hmp("info cpus", "", "", "show infos for each CPU")
 def hmp_info_cpus(mon: Hmp) -> None:
     for cpu in commands.query_cpus_fast(mon.vm):

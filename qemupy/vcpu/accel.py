@@ -6,10 +6,11 @@ import dataclasses
 import enum
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from qemupy.main_loop.bql import Bql, ThreadBql
-from qemupy.main_loop.clocks import CoreClock
+from qemupy.main_loop.clocks import CountingCore
 from qemupy.memory import CoreMemory, PyCoreMemory
 
 
@@ -42,6 +43,7 @@ class Upcalls:
     intack: Callable[[], int] = lambda: -1
     apic_eoi: Callable[[int], None] = lambda vector: None
     ferr: Callable[[], None] = lambda: None  # FERR#, for IRQ 13
+    timers: Callable[[], None] = lambda: None  # a clock that counts instructions has come to its deadline
     failed: Callable[[BaseException], None] = lambda error: None  # a handler raised
 
 
@@ -74,6 +76,9 @@ class Vcpu(Protocol):
 
     def set_state(self, state: Any) -> None: ...
 
+    def stats(self) -> Any:
+        """Counters with api.h's names (QpyVcpuStats)."""
+
     def translate(self, linear: int) -> int | None: ...
 
     def read(self, linear: int, size: int) -> bytes: ...
@@ -83,7 +88,7 @@ class Accel(Protocol):
     name: str
     bql: Bql
     memory: CoreMemory
-    clock: CoreClock | None
+    clock: CountingCore | None  # None: time goes by in Python alone
     upcalls: Upcalls
 
     def create_vcpu(self, model: str) -> Vcpu: ...
@@ -147,6 +152,9 @@ class FakeVcpu:
     def set_state(self, state: Any) -> None:
         raise NotImplementedError
 
+    def stats(self) -> Any:
+        return SimpleNamespace(icount=0, tlb_fill=0, tlb_flush=0, pio=0, mmio=0, exc=0, irq=0, block=0, decode=0, smc=0)
+
     def translate(self, linear: int) -> int | None:
         return linear
 
@@ -160,7 +168,7 @@ class FakeAccel:
     def __init__(self) -> None:
         self.bql: Bql = ThreadBql()
         self.memory: CoreMemory = PyCoreMemory()
-        self.clock: CoreClock | None = None
+        self.clock: CountingCore | None = None
         self.upcalls = Upcalls()
         self.vcpus: list[FakeVcpu] = []
         self.a20 = True

@@ -1,4 +1,4 @@
-"""`-accel interp`: the C core (csrc/api.h) behind the `Accel` Protocol.
+"""The C core (csrc/api.h) behind the `Accel` Protocol, whichever of its accelerators runs the vCPUs.
 
 Upcalls are process-wide C entry points that carry a vCPU id; a table by id leads to the machine's `Upcalls`. A handler
 that raises is caught here, in the trampoline: the error goes to `Upcalls.failed`, the guest sees ones.
@@ -15,9 +15,10 @@ from typing import Any
 
 from qemupy import trace
 from qemupy._core import ffi, lib
+from qemupy.accel_options import AccelConfig, Icount
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.bql import Bql, CoreBql
-from qemupy.main_loop.clocks import CoreClock
+from qemupy.main_loop.clocks import CountingCore
 from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, RamBlock, RamExtent
 from qemupy.vcpu.accel import Upcalls
 
@@ -75,16 +76,23 @@ def qpy_up_ferr(vcpu: int) -> None:
     _by_vcpu[vcpu].ferr()
 
 
+@ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
+def qpy_up_timers(vcpu: int) -> None:
+    _by_vcpu[vcpu].timers()
+
+
 _UPCALL_NAMES = (
     "pio_read", "pio_write", "pio_read_string", "pio_write_string", "mmio_read", "mmio_write", "intack", "apic_eoi",
-    "ferr",
+    "ferr", "timers",
 )  # fmt: skip
 
 
 _LOG_BITS = (
     (trace.IN_ASM, lib.QPY_LOG_IN_ASM), (trace.INT, lib.QPY_LOG_INT), (trace.EXEC, lib.QPY_LOG_EXEC),
     (trace.CPU, lib.QPY_LOG_CPU), (trace.CPU_RESET, lib.QPY_LOG_CPU_RESET), (trace.UNIMP, lib.QPY_LOG_UNIMP),
-    (trace.GUEST_ERRORS, lib.QPY_LOG_GUEST_ERRORS), (trace.MMU, lib.QPY_LOG_MMU),
+    (trace.GUEST_ERRORS, lib.QPY_LOG_GUEST_ERRORS), (trace.MMU, lib.QPY_LOG_MMU), (trace.FPU, lib.QPY_LOG_FPU),
+    (trace.OUT_ASM, lib.QPY_LOG_OUT_ASM), (trace.OP, lib.QPY_LOG_OP), (trace.NOCHAIN, lib.QPY_LOG_NOCHAIN),
+    (trace.PCALL, lib.QPY_LOG_PCALL),
 )  # fmt: skip
 
 
@@ -94,6 +102,22 @@ class InterpClock:
 
     def sync(self, running: bool, value: int) -> None:
         lib.qpy_clock_sync(self.handle, running, value)
+
+    def count_instructions(self, icount: Icount) -> None:
+        flags = (lib.QPY_ICOUNT_SLEEPS * icount.sleep | lib.QPY_ICOUNT_ALIGNED * icount.align
+                 | lib.QPY_ICOUNT_ADAPTIVE * icount.adaptive)  # fmt: skip
+        lib.qpy_clock_count_instructions(self.handle, icount.shift, flags)
+
+    def now(self) -> int:
+        return int(lib.qpy_clock_now(self.handle))
+
+    def set_deadline(self, deadline: int | None) -> None:
+        lib.qpy_clock_set_deadline(self.handle, -1 if deadline is None else deadline)
+
+    def drift(self) -> tuple[int, int, int]:
+        delay, advance, now = (ffi.new("int64_t *") for _ in range(3))
+        lib.qpy_clock_drift(self.handle, delay, advance, now)
+        return int(delay[0]), int(advance[0]), int(now[0])
 
 
 class InterpMemory:
@@ -188,6 +212,9 @@ class InterpVcpu:
         if not handle:
             raise ConfigError(ffi.string(message).decode(errors="replace"))
         self.handle = handle
+        if lib.qpy_vcpu_set_accel(handle, _ACCELS[accel.name]):
+            lib.qpy_vcpu_free(handle)
+            raise ConfigError(f"invalid accelerator {accel.name}")
         self.index = int(lib.qpy_vcpu_index(handle))
         number = int(lib.qpy_vcpu_id(handle))
         while len(_by_vcpu) <= number:
@@ -247,17 +274,30 @@ class InterpVcpu:
         return bytes(data[: max(count, 0)])
 
 
-class InterpAccel:
-    name = "interp"
+_ACCELS = {"interp": lib.QPY_ACCEL_INTERP, "dbt": lib.QPY_ACCEL_DBT}
 
-    def __init__(self, max_ram: int) -> None:
+
+class InterpAccel:
+    """One machine in the core. `config` says what runs its vCPUs, `icount` that instructions drive its clock; `seed`
+    makes the guest's random numbers repeat themselves."""
+
+    def __init__(self, max_ram: int, config: AccelConfig | None = None, *, icount: Icount | None = None,
+                 seed: int | None = None, perfmap: bool = False) -> None:  # fmt: skip
+        config = config if config is not None else AccelConfig()
+        self.name = config.name
         self.bql: Bql = CoreBql(lib.qpy_bql_lock, lib.qpy_bql_unlock)
         clock = InterpClock()
-        self.clock: CoreClock | None = clock
+        if icount is not None:
+            clock.count_instructions(icount)
+        self.clock: CountingCore | None = clock
         machine = lib.qpy_machine_new(clock.handle, max_ram)
         if not machine:
             raise BackendError("cannot reserve address space for guest memory: Cannot allocate memory")
         self._machine = machine
+        flags = lib.QPY_DBT_ONE_INSN * config.one_insn_per_tb | lib.QPY_DBT_PERFMAP * perfmap
+        lib.qpy_machine_set_translator(machine, config.tb_size << 20, flags)
+        if seed is not None:
+            lib.qpy_machine_set_seed(machine, seed)
         self.memory: CoreMemory = InterpMemory(machine)
         self.upcalls = Upcalls()
         self.vcpus: list[InterpVcpu] = []
@@ -287,6 +327,12 @@ class InterpAccel:
     def set_log(self, mask: int) -> None:
         bits = sum(core for ours, core in _LOG_BITS if mask & ours)
         lib.qpy_log_set(bits, trace.fileno())
+
+    def set_log_ranges(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """First and last address of each stretch of code to log; none: all."""
+        ends = ffi.new("uint64_t[]", [end for pair in ranges for end in pair])
+        if lib.qpy_log_set_ranges(ends, len(ranges)):
+            raise ConfigError(f"-dfilter: {len(ranges)} ranges are too many")
 
     def close(self) -> None:
         """With no vCPU running."""

@@ -38,15 +38,20 @@ def test_ctrl_a_x_ends(boot: BootFunction) -> None:
     assert machine.wait(10) == 0
 
 
-def floppy(path: Path) -> int:
-    """Write a floppy image whose boot sector reads all of it; returns the sum it must find."""
-    code = path.with_name("bootsector.bin")
+def boot_sector(folder: Path) -> bytes:
+    """The one of bootsector.S."""
+    code = folder / "bootsector.bin"
     subprocess.run(["gcc", "-m32", "-nostdlib", "-static", "-no-pie",
                     "-Wl,--build-id=none,-Ttext=0x7c00,--oformat=binary,-melf_i386",
                     "-o", code, Path(__file__).with_name("bootsector.S")], check=True)
     sector = code.read_bytes()
     assert len(sector) == 512
-    image = sector + random.Random(1).randbytes(FLOPPY_SIZE - 512)
+    return sector
+
+
+def floppy(path: Path) -> int:
+    """Write a floppy image whose boot sector reads all of it; returns the sum it must find."""
+    image = boot_sector(path.parent) + random.Random(1).randbytes(FLOPPY_SIZE - 512)
     path.write_bytes(image)
     return sum(struct.unpack(f"<{FLOPPY_SIZE // 2}H", image)) & 0xFFFF
 

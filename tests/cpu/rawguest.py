@@ -21,6 +21,7 @@ GDT = 0x7000
 IDT = 0x6000
 REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
 CR0_PE, CR0_ET, CR0_NE, CR0_PG = 1, 1 << 4, 1 << 5, 1 << 31
+ACCELS = {"interp": lib.QPY_ACCEL_INTERP, "dbt": lib.QPY_ACCEL_DBT}
 CODE64, CODE32, CODE16, DATA = 0xA09B, 0xC09B, 0x009B, 0xC093
 
 
@@ -36,18 +37,25 @@ def assemble(text: str, bits: int = 64, at: int = 0) -> bytes:
 
 
 class RawGuest:
-    """Port and device handlers may be replaced: `pio_read(port, size)`, `pio_write(port, size, value)` and so on."""
+    """Port and device handlers may be replaced: `pio_read(port, size)`, `pio_write(port, size, value)` and so on.
+    `accel`: what runs the vCPUs; `shift`: the clock counts instructions, of 1 << shift ns each; `seed`: of RDRAND."""
 
-    def __init__(self, ram: int = 16 << 20, cpus: int = 1, model: str = "max") -> None:
+    def __init__(self, ram: int = 16 << 20, cpus: int = 1, model: str = "max", *, accel: str = "interp",
+                 shift: int | None = None, sleeps: bool = False, seed: int | None = None) -> None:  # fmt: skip
         self.clock = lib.qpy_clock_new()
+        if shift is not None:
+            lib.qpy_clock_count_instructions(self.clock, shift, lib.QPY_ICOUNT_SLEEPS * sleeps)
         self.machine = lib.qpy_machine_new(self.clock, max(64 << 20, ram * 2))
         assert self.machine != ffi.NULL
+        if seed is not None:
+            lib.qpy_machine_set_seed(self.machine, seed)
         self.pio_read: Callable[[int, int], int] = lambda port, size: (1 << 8 * size) - 1
         self.pio_write: Callable[[int, int, int], None] = lambda port, size, value: None
         self.mmio_read: Callable[[int, int], int] = lambda gpa, size: (1 << 8 * size) - 1
         self.mmio_write: Callable[[int, int, int], None] = lambda gpa, size, value: None
         self.intack: Callable[[], int] = lambda: -1
         self.ferr: Callable[[], None] = lambda: None
+        self.timers: Callable[[], None] = lambda: None
         self.eois: list[int] = []
         self._upcalls()
         self.ram_size = ram
@@ -59,6 +67,7 @@ class RawGuest:
         for _ in range(cpus):
             vcpu = lib.qpy_vcpu_new(self.machine, model.encode(), error, 200)
             assert vcpu != ffi.NULL, ffi.string(error).decode()
+            assert lib.qpy_vcpu_set_accel(vcpu, ACCELS[accel]) == 0
             self.vcpus.append(vcpu)
         self.vcpu = self.vcpus[0]
         self.run_clock()
@@ -94,6 +103,7 @@ class RawGuest:
             "mmio_write": ("void(uint32_t, uint64_t, uint32_t, uint64_t)", lambda v, a, n, x: self.mmio_write(a, n, x)),
             "intack": ("int32_t(uint32_t)", lambda v: self.intack()),
             "ferr": ("void(uint32_t)", lambda v: self.ferr()),
+            "timers": ("void(uint32_t)", lambda v: self.timers()),
             "apic_eoi": ("void(uint32_t, uint32_t)", lambda v, vector: self.eois.append(vector)),
         }
         table = ffi.new("QpyUpcalls *")

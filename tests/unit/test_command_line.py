@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qemupy.accel_options import DEFAULT_ACCEL, AccelConfig, Icount
 from qemupy.command_line import Help, parse
 from qemupy.config import Config
 from qemupy.errors import ConfigError
@@ -52,7 +53,32 @@ def test_consoles() -> None:
 def test_fallback_from_kvm() -> None:
     for argv in (["-enable-kvm"], ["-accel", "kvm"], ["-machine", "pc,accel=kvm:tcg"]):
         c, warnings = parse([*argv, "-display", "none"])
-        assert c.accel == "interp" and "KVM is not supported" in warnings[0]
+        assert c.accel.name == DEFAULT_ACCEL and warnings[0] == "KVM is not supported"
+        assert warnings[1] == f"falling back to {'tcg' if ':tcg' in argv[-1] else DEFAULT_ACCEL}"
+
+
+def test_accelerators() -> None:
+    assert config().accel == config("-accel", "tcg").accel == AccelConfig(DEFAULT_ACCEL)
+    assert config("-accel", "interp").accel.name == config("-M", "pc,accel=interp").accel.name == "interp"
+    assert config("-accel", "kvm", "-accel", "interp").accel.name == "interp"
+    c, warnings = parse(["-machine", "accel=hvf:interp", "-display", "none"])
+    assert c.accel.name == "interp" and warnings == ["invalid accelerator hvf", "falling back to interp"]
+    c = config("-accel", "tcg,thread=multi,tb-size=64,one-insn-per-tb=on,split-wx=off")
+    assert c.accel == AccelConfig(DEFAULT_ACCEL, "multi", 64, one_insn_per_tb=True, split_wx=False)
+
+
+def test_icount_and_seed() -> None:
+    assert config().icount is None and config("-icount", "sleep=off").icount is None
+    assert config("-icount", "shift=1").icount == config("-icount", "1").icount == Icount(shift=1)
+    assert config("-icount", "shift=0,align=on").icount == Icount(shift=0, align=True)
+    assert config("-icount", "auto,sleep=off").icount == Icount(adaptive=True, sleep=False)
+    assert config("-seed", "0x10").seed == 16 and config().seed is None
+    assert config("-perfmap").perfmap
+
+
+def test_log_filter() -> None:
+    ranges = config("-dfilter", "0x100..0x1ff,0x400+0x10,0x80-8").log_ranges
+    assert ranges == ((0x100, 0x1FF), (0x400, 0x40F), (0x79, 0x80))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +96,22 @@ def test_fallback_from_kvm() -> None:
         ("-smp 0", "must be between 1"),
         ("-smp 1,cores=3", "Invalid CPU topology"),
         ("-accel zz", "invalid accelerator zz"),
+        ("-M accel=zz:yy", "invalid accelerator yy"),
+        ("-accel tcg -M accel=tcg", 'The -accel and "-machine accel=" options are incompatible'),
+        ("-accel tcg,zz=1", r"Property 'tcg-accel.zz' not found"),
+        ("-accel tcg,thread=two", "Invalid 'thread' setting two"),
+        ("-accel tcg,tb-size=x", "Parameter 'tb-size' expects a number of MiB, not 'x'"),
+        ("-accel tcg,thread=multi -icount 1", "No MTTCG when icount is enabled"),
+        ("-icount shift=11", "icount: Invalid shift value '11'"),
+        ("-icount shift=x", "icount: Invalid shift value 'x'"),
+        ("-icount shift=1,align=on,sleep=off", "align=on and sleep=off are incompatible"),
+        ("-icount align=on", "Please specify shift option when using align"),
+        ("-icount shift=1,sleep=maybe", "Parameter 'sleep' expects 'on' or 'off'"),
+        ("-icount shift=1,foo=1", "Invalid parameter 'foo'"),
+        ("-seed -1", "Invalid seed number: -1"),
+        ("-dfilter foo", "Bad range specifier 'foo'"),
+        ("-dfilter 1+", "Invalid number to the right of +"),
+        ("-dfilter 8..2", "Invalid range '8..2'"),
         ("-drive file=a,index=0 -hda b", r"-hda b: drive with bus=0, unit=0 \(index=0\) exists"),
         ("-kernel /nonexistent/k", "could not open kernel file '/nonexistent/k': No such file"),
         ("-kernel /tmp", "could not open kernel file '/tmp': Is a directory"),

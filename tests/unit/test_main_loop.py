@@ -11,7 +11,7 @@ import pytest
 
 from qemupy.main_loop.clock import ManualClock, Timer
 from qemupy.main_loop.loop import MainLoop
-from qemupy.main_loop.workers import Workers
+from qemupy.main_loop.workers import TimedWorkers, Workers
 
 
 @pytest.fixture
@@ -196,3 +196,74 @@ def test_every_call_posted_from_another_thread_is_served() -> None:
                 loop.iterate(2_000_000_000)
     assert max(slow) < 1, "a call waited for the end of the sleep"
     loop.close()
+
+
+def test_timed_workers_answer_at_a_time_of_the_guest(loop: MainLoop) -> None:
+    """However fast or slow the host is; equal times in the order of asking; a standing clock can be done without."""
+    clock = ManualClock(5000)
+    workers, got = TimedWorkers(loop, clock), list[tuple[str, int]]()
+    slow = threading.Event()
+
+    def late() -> str:
+        slow.wait(10)
+        return "late"
+
+    def done(name: str) -> None:
+        got.append((name, clock.now()))
+
+    workers.submit(late, done)
+    workers.submit(lambda: "fast", done)
+    workers.soon(lambda: done("none"))
+    clock.advance(TimedWorkers.LATENCY_NS - 1)
+    assert got == [] and workers.in_flight == 2
+    threading.Timer(0.05, slow.set).start()
+    clock.advance(1)
+    at = 5000 + TimedWorkers.LATENCY_NS
+    assert got == [("late", at), ("fast", at), ("none", at)] and workers.in_flight == 0
+    workers.submit(lambda: "drained", done)
+    workers.finish_all()
+    clock.advance(1_000_000)
+    assert got[3:] == [("drained", at)]
+    workers.stop()
+
+
+class FakeCounter:
+    """A core whose instruction count the test moves."""
+
+    def __init__(self) -> None:
+        self.time = 0
+        self.deadline: int | None = None
+        self.synced: list[tuple[bool, int]] = []
+
+    def now(self) -> int:
+        return self.time
+
+    def set_deadline(self, deadline: int | None) -> None:
+        self.deadline = deadline
+
+    def sync(self, running: bool, value: int) -> None:
+        self.synced.append((running, value))
+
+    def drift(self) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+
+def test_a_counted_clock_leaves_its_timers_to_the_core(loop: MainLoop) -> None:
+    core, fired = FakeCounter(), list[int]()
+    clock = loop.count_instructions(core)
+    assert loop.virtual is clock
+    clock.start()
+    first, second = (clock.timer(lambda: fired.append(core.time)) for _ in range(2))
+    first.mod(100)
+    assert core.deadline == 100
+    second.mod(50)
+    assert core.deadline == 50
+    core.time = 60
+    assert not loop.run_until(lambda: bool(fired), 0.02)  # the main loop does not look
+    clock.run_due()
+    assert fired == [60] and core.deadline == 100
+    core.time = 100
+    clock.run_due()
+    assert fired == [60, 100] and core.deadline is None
+    clock.stop()
+    assert core.synced == [(True, 0), (False, 100)]

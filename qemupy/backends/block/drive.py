@@ -207,7 +207,7 @@ class Drive:
         request = Request(READ, length, lambda: node.readv(offset, buffers), done)
         if self._held is None and node.read_cached(offset, buffers):
             self.in_flight += 1
-            self._loop.post(lambda: self._finish(request, 0))
+            self._workers.soon(lambda: self._finish(request, 0))
         else:
             self._start(request)
 
@@ -271,7 +271,7 @@ class Drive:
             done(error)
 
         self.in_flight += 1
-        self._loop.post(answer)
+        self._workers.soon(answer)
 
     def _start(self, request: Request) -> None:
         if self._held is not None:
