@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from qemupy.backends.block.qcow2 import Qcow2Image, SnapshotInfo, create
+from qemupy.backends.block.qcow2.driver import Qcow2Node
+from tests.block.conftest import Host
 from tests.block.files import LocalFile, MemoryFile
 from tests.block.qcow2_images import (
     assert_clean,
@@ -237,6 +239,21 @@ def test_a_state_of_more_than_four_gigabytes(tmp_path: Path) -> None:
         assert data == b"far" * 1000
     assert "5 GiB" in qemu_img("snapshot", "-l", path)
     assert_clean(path)
+
+
+def test_a_deleted_snapshot_gives_its_space_back(host: Host, tmp_path: Path) -> None:
+    for option, kept in (("", False), ("pass-discard-snapshot=off,", True)):
+        path = made(tmp_path / f"image{kept}.qcow2")
+        drive = host.drive(f"{option}file={path}")
+        assert isinstance(drive.node, Qcow2Node)
+        image = drive.node.image
+        image.vmstate_begin()
+        image.vmstate_write(0, b"x" * 4 * MIB)
+        image.snapshot_create("one", 0, 0, 0, 4 * MIB)
+        assert path.stat().st_blocks * 512 > 4 * MIB
+        image.snapshot_delete("one")
+        assert (path.stat().st_blocks * 512 > 4 * MIB) == kept
+        drive.close()
 
 
 def test_unknown_names() -> None:

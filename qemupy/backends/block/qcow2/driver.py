@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 from qemupy.backends.block.filenames import has_protocol
 from qemupy.backends.block.node import Buffer, Extent, Node
@@ -17,20 +17,29 @@ from qemupy.backends.block.qcow2.metadata import L2_CACHE, REFCOUNT_CACHE
 from qemupy.errors import BackendError
 
 
+class Discards(NamedTuple):
+    """Are the guest's carried out, and whose freed clusters become holes in the file?"""
+
+    honoured: bool
+    passed: bool
+    snapshots: bool
+
+
 class Qcow2Node(Node):
     """`image` is the open image; snapshots and the machine's state are its business."""
 
     driver = "qcow2"
 
-    def __init__(self, file: Node, file_use: Use, discard: bool, caches: tuple[int, int]) -> None:
-        self.file, self._file_use, self._discard, self._caches = file, file_use, discard, caches
+    def __init__(self, file: Node, file_use: Use, discards: Discards, caches: tuple[int, int]) -> None:
+        self.file, self._file_use, self._discards, self._caches = file, file_use, discards, caches
         self.backing: Node | None = None
         self.filename, self.readonly = file.filename, file.readonly
         self.uses = []
         self.image = self._open_image()
 
     def _open_image(self) -> Qcow2Image:
-        image = Qcow2Image(self.file, self.filename, self.readonly, self._discard, self._caches)
+        image = Qcow2Image(self.file, self.filename, self.readonly, self._discards.honoured, self._caches)
+        image.meta.pass_discard, image.meta.pass_discard_snapshot = self._discards.passed, self._discards.snapshots
         image.set_backing(self.backing)
         image.on_resize = self._resized
         self._resized(image.length)
@@ -46,9 +55,11 @@ class Qcow2Node(Node):
         use = metadata_use(f"node '{opening.node_name}'", file.readonly)
         file.add_use(use)
         opening.switch("lazy-refcounts", False)
-        discard = opening.switch("pass-discard-request", opening.flags.discard)
+        honoured = opening.flags.discard
+        discards = Discards(honoured, opening.switch("pass-discard-request", honoured),
+                            opening.switch("pass-discard-snapshot", True))  # fmt: skip
         caches = opening.size("l2-cache-size", L2_CACHE), opening.size("refcount-cache-size", REFCOUNT_CACHE)
-        node = cls(file, use, discard, caches)
+        node = cls(file, use, discards, caches)
         try:
             node._set_backing(opening)
         except BackendError as e:

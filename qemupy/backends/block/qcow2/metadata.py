@@ -54,7 +54,8 @@ class Metadata:
         self.fresh: set[int] = set()
         self.pending: dict[int, int] = {}
         self.pins: dict[int, list[Callable[[], None]]] = {}
-        self.pass_discard = False
+        self.pass_discard = False  # give the space of freed clusters back to the file below
+        self.pass_discard_snapshot = True  # that of deleted snapshots
         self.broken = False
         self._disk_header = header.encode()
         self._sync_lock = threading.Lock()
@@ -172,7 +173,7 @@ class Metadata:
             self._evict(cluster)
         if cluster in self.fresh:
             self.fresh.discard(cluster)
-            self._when_idle(lambda: self._drop_references([cluster], punch=False))
+            self._when_idle(lambda: self._drop_references([cluster], False))  # soon used again: not worth a hole
         else:
             self.pending[cluster] = self.pending.get(cluster, 0) + 1
 
@@ -204,9 +205,9 @@ class Metadata:
             evict()
 
     def free_pending(self) -> None:
-        """Free what is pending without a sync. Inside `exclusive`, when the last sync made all removals stable."""
+        """Free what a deleted snapshot leaves. Inside `exclusive`, when a sync has made all removals stable."""
         frees, self.pending = self.pending, {}
-        self._drop_references(_repeated(frees))
+        self._drop_references(_repeated(frees), self.pass_discard_snapshot)
 
     def _when_idle(self, action: Callable[[], None]) -> None:
         """Run it now, or when the requests that are under way have ended."""
@@ -221,10 +222,10 @@ class Metadata:
             with contextlib.suppress(OSError):  # nobody to tell; what could not be freed is a leak at most
                 self._grace.pop(0)[1]()
 
-    def _drop_references(self, clusters: Iterable[int], punch: bool = True) -> None:
-        """Take references off. `punch`: give free clusters back to the file; not those that are soon used again."""
+    def _drop_references(self, clusters: Iterable[int], punch: bool) -> None:
+        """Take references off; what has none left is free. `punch`: and its space goes back to the file."""
         freed = [cluster for cluster in clusters if self.refcounts.add(cluster, -1) == 0]
-        if punch and self.pass_discard and freed:
+        if punch and freed:
             self._discard(sorted(freed))
 
     def _discard(self, clusters: list[int]) -> None:
@@ -392,7 +393,7 @@ class Metadata:
         for table in batch.tables:
             table.busy -= 1
         if batch.frees:
-            self._when_idle(lambda: self._drop_references(_repeated(batch.frees)))
+            self._when_idle(lambda: self._drop_references(_repeated(batch.frees), self.pass_discard))
         for action in batch.actions:
             self._when_idle(action)
 
