@@ -17,7 +17,7 @@ _Job = Callable[[], None]
 class Workers:
     """`submit(job, done)` runs `job` on a worker and then `done(result)` in the main loop. Threads start on demand."""
 
-    def __init__(self, loop: MainLoop, limit: int = 8) -> None:
+    def __init__(self, loop: MainLoop, limit: int = 32) -> None:
         self._loop = loop
         self._limit = limit
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()

@@ -241,6 +241,19 @@ def test_reconnect_delay(host: Host, disk: Path, tmp_path: Path) -> None:
         host.close_drives()
 
 
+def test_the_end_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
+    with nbdkit(tmp_path / "s", "--filter=delay", "memory", "1M", "rdelay=1000"):
+        machine = Machine()
+        machine.vm.DRAIN_SECONDS = 0.3  # type: ignore[misc]
+        drive = machine.drive(f"driver=raw,file.driver=nbd,file.path={tmp_path}/s")
+        with machine.vm.bql:
+            for n in range(20):
+                drive.read(n * 512, bytearray(512), lambda error: None)
+        began = time.monotonic()
+        machine.vm.close()
+        assert time.monotonic() - began < 5
+
+
 # Names and options
 
 
