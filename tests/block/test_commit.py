@@ -96,3 +96,23 @@ def test_an_interrupted_commit_loses_nothing(host: Host, tmp_path: Path) -> None
     commit_node(drive.node)
     host.close_drives()
     assert base.read_bytes() == buffer
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_base_that_others_read_stays_as_it_was(host: Host, tmp_path: Path, image_format: str) -> None:
+    base = make_base(tmp_path, image_format, b"0" * MIB)
+    top = tmp_path / "top.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", image_format, top)
+    drive = host.drive(f"file={top},format=qcow2")
+    reader = host.drive(f"file={base},format={image_format},readonly=on,id=r")
+    assert host.wait((drive.write, 0, b"1" * 512)) == [0]
+    assert drive.node is not None
+    for _ in range(2):
+        with pytest.raises(OSError, match='Failed to get "write" lock'):
+            commit_node(drive.node)
+    buffer = bytearray(1024)
+    assert host.wait((drive.read, 0, buffer)) == [0] and buffer == b"1" * 512 + b"0" * 512
+    reader.close()
+    commit_node(drive.node)
+    host.close_drives()
+    assert content(base, image_format)[:1024] == buffer

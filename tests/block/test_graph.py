@@ -227,3 +227,23 @@ def test_locks_agree_with_qemu(host: Host, image: Path) -> None:
 def test_unknown_keys_of_config(host: Host) -> None:
     with pytest.raises(ConfigError, match="does not support the option 'sizee'; did you mean 'size'"):
         host.graph.open({"driver": "null-co", "sizee": "1G"})
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_read_only_format_over_a_writable_file(host: Host, tmp_path: Path, image_format: str) -> None:
+    path = tmp_path / "image"
+    if image_format == "raw":
+        path.write_bytes(bytes(4096))
+    else:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "4096"], check=True)
+    before = path.read_bytes()
+    open_blockdev(parse(f"driver=file,filename={path},node-name=bottom"), host.graph)
+    open_blockdev(parse(f"driver={image_format},file=bottom,node-name=top,read-only=on"), host.graph)
+    drive = drive_on_node("top", host.loop, host.workers, host.graph)
+    host.drives.append(drive)
+    with pytest.raises(BackendError, match="Block node is read-only"):
+        drive.attach("disk", writable=True)
+    drive.attach("cdrom")
+    assert host.wait((drive.write, 0, b"x")) == [errno.EROFS]
+    host.close_drives()
+    assert path.read_bytes() == before

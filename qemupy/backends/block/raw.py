@@ -20,9 +20,10 @@ class RawNode(Node):
 
     driver = "raw"
 
-    def __init__(self, file: Node, offset: int = 0, size: int | None = None, *, guarded: bool = False) -> None:
+    def __init__(self, file: Node, offset: int = 0, size: int | None = None, *, readonly: bool = False,
+                 guarded: bool = False) -> None:  # fmt: skip
         self.file, self._offset, self._size, self._guarded = file, offset, size, guarded
-        self.filename, self.readonly = file.filename, file.readonly
+        self.filename, self.readonly = file.filename, readonly or file.readonly
         self.uses = []
         self._file_use: Use | None = None
         if offset > file.length:
@@ -48,7 +49,7 @@ class RawNode(Node):
                 "detecting the format is dangerous for raw images, write operations on block 0 will be restricted. "
                 "Specify the 'raw' format explicitly to remove the restrictions."
             )
-        return cls(file, offset, size, guarded=guarded)
+        return cls(file, offset, size, readonly=opening.flags.readonly, guarded=guarded)
 
     def _refresh(self) -> None:
         self.length = self._size if self._size is not None else self.file.length - self._offset

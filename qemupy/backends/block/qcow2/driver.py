@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from qemupy.backends.block.filenames import has_protocol
 from qemupy.backends.block.node import Buffer, Extent, Node
 from qemupy.backends.block.opening import Opening
-from qemupy.backends.block.permissions import Use, metadata_use
+from qemupy.backends.block.permissions import Permission, Use, metadata_use
 from qemupy.backends.block.qcow2.image import Qcow2Image
 from qemupy.backends.block.qcow2.mapping import Kind
 from qemupy.backends.block.qcow2.metadata import L2_CACHE, REFCOUNT_CACHE
@@ -33,7 +33,7 @@ class Qcow2Node(Node):
     def __init__(self, file: Node, file_use: Use, discards: Discards, caches: tuple[int, int]) -> None:
         self.file, self._file_use, self._discards, self._caches = file, file_use, discards, caches
         self.backing: Node | None = None
-        self.filename, self.readonly = file.filename, file.readonly
+        self.filename, self.readonly = file.filename, not file_use.used & Permission.WRITE
         self.uses = []
         self.image = self._open_image()
 
@@ -52,7 +52,7 @@ class Qcow2Node(Node):
     def open(cls, opening: Opening) -> Self:
         """QEMU's options; reference counts are always kept right, so `lazy-refcounts` makes no difference."""
         file = opening.child()
-        use = metadata_use(f"node '{opening.node_name}'", file.readonly)
+        use = metadata_use(f"node '{opening.node_name}'", opening.flags.readonly or file.readonly)
         file.add_use(use)
         opening.switch("lazy-refcounts", False)
         honoured = opening.flags.discard
@@ -125,11 +125,13 @@ class Qcow2Node(Node):
         if readonly == self.readonly:
             return
         self.image.close()
-        self.file.reopen(readonly)
-        use = metadata_use(self._file_use.parent, readonly)
-        self.file.replace_use(self._file_use, use)
-        self._file_use, self.readonly = use, self.file.readonly
-        self.image = self._open_image()
+        try:
+            self.file.reopen(readonly)
+            use = metadata_use(self._file_use.parent, readonly)
+            self.file.replace_use(self._file_use, use)
+            self._file_use, self.readonly = use, readonly
+        finally:
+            self.image = self._open_image()
 
     def close(self) -> None:
         try:
