@@ -112,6 +112,43 @@ def test_a_readonly_image(machine: Machine, tmp_path: Path) -> None:
         drive.close()
 
 
+@contextlib.contextmanager
+def loop_device(path: Path) -> Iterator[str]:
+    done = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True)
+    device = done.stdout.strip()
+    if done.returncode or not Path(device).is_block_device():
+        pytest.skip(f"cannot make a loop device: {done.stderr.strip()}")
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_a_block_device_whose_medium_vanishes(machine: Machine, tmp_path: Path) -> None:
+    """The file behind a loop device is cut to nothing: the device fails until it is whole again."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4 * MIB))
+    with loop_device(image) as device:
+        drive = machine.drive(f"file={device},format=raw,cache=none,werror=stop,rerror=stop,discard=unmap")
+        assert drive.node is not None and drive.node.children()["file"].format == "host_device"
+        machine.write(drive, "first", 0, b"1" * 4096)
+        assert machine.wait("first") == [0]
+        os.truncate(image, 0)
+        buffer = bytearray(4096)
+        with machine.vm.bql:
+            drive.read(MIB, buffer, lambda error: machine.errors.append(("read", error)))
+        machine.wait_for(RunState.IO_ERROR)
+        machine("cont")
+        machine.wait_for(RunState.IO_ERROR)
+        os.truncate(image, 4 * MIB)
+        machine("cont")
+        assert machine.wait("read") == [0] and machine.vm.running
+        with pytest.raises(OSError, match="Cannot resize device files"):
+            drive.node.truncate(MIB)
+        with machine.vm.bql:
+            drive.close()
+
+
 class Flaky(NullNode):
     """Fails with `error` as long as there is one: a device that was unplugged and comes back."""
 
