@@ -189,6 +189,29 @@ int qpy_doorbell_remove(QpyMachine *m, int mmio, uint64_t addr, uint32_t size, i
 int qpy_machine_pause(QpyMachine *m);
 void qpy_machine_resume(QpyMachine *m);
 
+/* ---- Virtqueues: split rings in guest RAM (csrc/virtq/virtq.h says what is checked) --------------------------------
+ */
+
+enum { QPY_VIRTQ_MAX_SIZE = 1024, QPY_VIRTQ_ROOM = 8192 };
+enum { QPY_VIRTQ_EVENT_IDX = 1, QPY_VIRTQ_NOTIFY_ON_EMPTY = 2 };
+typedef struct Virtq QpyVirtq;
+QpyVirtq *qpy_virtq_new(QpyMachine *m);
+void qpy_virtq_free(QpyVirtq *q);
+/* The ring's size and guest-physical addresses; indices start at 0, no chain is taken. -EINVAL: no possible size. All
+ * that follow [BQL]. */
+int qpy_virtq_setup(QpyVirtq *q, uint32_t size, uint64_t desc, uint64_t avail, uint64_t used, uint32_t flags);
+void qpy_virtq_restore(QpyVirtq *q, uint16_t last_avail, uint16_t used_idx);
+void qpy_virtq_indices(QpyVirtq *q, uint16_t *last_avail, uint16_t *used_idx);
+/* Takes up to `limit` chains that the guest made available. To out, for each: head, number of readable and of writable
+ * pieces, then ram_off and size of each piece, readable ones first; out has room for QPY_VIRTQ_ROOM words. The number
+ * of words; 0: there are none and the guest will notify; -EPROTO: the ring is broken, as qpy_virtq_error says. */
+int64_t qpy_virtq_pop(QpyVirtq *q, uint64_t *out, uint32_t limit);
+int64_t qpy_virtq_retake(QpyVirtq *q, uint32_t head, uint64_t *out); /* one that was taken before a restore */
+/* Gives a chain back, its first `written` writable bytes changed. 1: interrupt the guest; 0: do not; -EPROTO. */
+int qpy_virtq_push(QpyVirtq *q, uint32_t head, uint32_t written);
+uint32_t qpy_virtq_taken(QpyVirtq *q, uint16_t *heads, uint32_t room); /* heads of the chains not given back */
+const char *qpy_virtq_error(QpyVirtq *q);
+
 /* ---- Local APICs ----------------------------------------------------------------------------------------------------
  */
 

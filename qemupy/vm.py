@@ -89,8 +89,8 @@ class Vm:
         self.serials: list[CharBackend | None] = []  # one for each serial port asked for
         self.memory_root = MemoryRegion("system", 1 << 64)
         with self.bql:
-            self.memory = AddressSpace("memory", self.memory_root, accel.memory)
-        self.ports = PortSpace()
+            self.memory = AddressSpace("memory", self.memory_root, accel.memory, accel)
+        self.ports = PortSpace(accel)
         self.dma = GuestRam(self.memory)
         self.devices: dict[str, State] = {}
         self.manager = VcpuManager(self.bql, self._vcpu_exited)
@@ -256,7 +256,8 @@ class Vm:
             yield
 
     def reset(self) -> None:
-        """Power-on state of everything; the vCPUs are idle."""
+        """Power-on state of everything; the vCPUs are idle. Disk requests write to the memory of the machine as it was,
+        so they come first."""
         self.drain()
         for drive in self.drives.values():
             drive.forget_suspended()

@@ -113,6 +113,7 @@ int machine_set_view(Machine *m, const MemRange *ranges, u32 n) {
     exclusive_begin(m, NULL);
     View *old = m->view;
     __atomic_store_n(&m->view, v, __ATOMIC_SEQ_CST);
+    m->view_generation++;
     flush_all(m);
     exclusive_end(m, NULL);
     free(m->retired[m->retire_next]);

@@ -41,6 +41,7 @@ typedef struct Machine {
     View *volatile view;
     View *retired[RETIRED_VIEWS]; /* kept a while for readers without a lock (DMA) */
     u32 retire_next;
+    u32 view_generation; /* counts replacements of the view */
 
     Doorbell doorbells[MAX_DOORBELLS];
     volatile u32 n_doorbells;

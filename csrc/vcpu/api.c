@@ -9,6 +9,7 @@
 #include "memory/safepoint.h"
 #include "mmu/mmu.h"
 #include "vcpu/vcpu.h"
+#include "virtq/virtq.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -19,6 +20,8 @@ _Static_assert(sizeof(QpyMemRange) == sizeof(MemRange), "same layout");
 _Static_assert(offsetof(QpyMemRange, write_upcall) == offsetof(MemRange, write_upcall), "same layout");
 _Static_assert(sizeof(QpyRamExtent) == sizeof(RamExtent), "same layout");
 _Static_assert((int)QPY_EXIT_PAGEIN == (int)EXIT_PAGEIN, "same numbers");
+_Static_assert((int)QPY_VIRTQ_MAX_SIZE == (int)VIRTQ_MAX_SIZE && (int)QPY_VIRTQ_ROOM >= 3 + 2 * (int)VIRTQ_MAX_PIECES,
+               "room for the longest chain");
 _Static_assert(sizeof(QpyBqlStats) == sizeof(BqlStats), "same layout");
 _Static_assert((int)QPY_LOG_PCALL == (int)LOG_PCALL && (int)QPY_LOG_OUT_ASM == (int)LOG_OUT_ASM, "same numbers");
 _Static_assert((int)QPY_ACCEL_DBT == (int)ACCEL_DBT, "same numbers");
@@ -136,6 +139,24 @@ int qpy_doorbell_remove(QpyMachine *m, int mmio, uint64_t addr, uint32_t size, i
     Doorbell bell = doorbell(mmio, addr, size, match, value, -1);
     return doorbell_remove(m, &bell);
 }
+
+QpyVirtq *qpy_virtq_new(QpyMachine *m) { return virtq_new(m); }
+void qpy_virtq_free(QpyVirtq *q) { virtq_free(q); }
+int qpy_virtq_setup(QpyVirtq *q, uint32_t size, uint64_t desc, uint64_t avail, uint64_t used, uint32_t flags) {
+    return virtq_setup(q, size, desc, avail, used, flags & QPY_VIRTQ_EVENT_IDX, flags & QPY_VIRTQ_NOTIFY_ON_EMPTY);
+}
+void qpy_virtq_restore(QpyVirtq *q, uint16_t last_avail, uint16_t used_idx) { virtq_restore(q, last_avail, used_idx); }
+void qpy_virtq_indices(QpyVirtq *q, uint16_t *last_avail, uint16_t *used_idx) {
+    *last_avail = q->last_avail;
+    *used_idx = q->used_idx;
+}
+int64_t qpy_virtq_pop(QpyVirtq *q, uint64_t *out, uint32_t limit) { return virtq_pop(q, out, QPY_VIRTQ_ROOM, limit); }
+int64_t qpy_virtq_retake(QpyVirtq *q, uint32_t head, uint64_t *out) {
+    return virtq_retake(q, head, out, QPY_VIRTQ_ROOM);
+}
+int qpy_virtq_push(QpyVirtq *q, uint32_t head, uint32_t written) { return virtq_push(q, head, written); }
+uint32_t qpy_virtq_taken(QpyVirtq *q, uint16_t *heads, uint32_t room) { return virtq_taken(q, heads, room); }
+const char *qpy_virtq_error(QpyVirtq *q) { return q->error; }
 
 int qpy_machine_pause(QpyMachine *m) { return machine_pause(m); }
 void qpy_machine_resume(QpyMachine *m) { machine_resume(m); }

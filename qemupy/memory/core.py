@@ -49,6 +49,27 @@ class RamExtent:
     file_off: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A write of `size` bytes (of `value`, if there is one) at `address` adds 1 to the eventfd `fd`, and the guest runs
+    on: no handler is called. `mmio`: the address is guest-physical, else an I/O port."""
+
+    mmio: bool
+    address: int
+    size: int
+    value: int | None
+    fd: int
+
+
+class Doorbells(Protocol):
+    """Who watches the guest's writes for doorbells: the accelerator."""
+
+    def add_doorbell(self, bell: Doorbell) -> bool:
+        """False: it cannot watch any more; the write reaches its handler as any other."""
+
+    def remove_doorbell(self, bell: Doorbell) -> None: ...
+
+
 class DirtyClient(enum.IntEnum):
     """Who logs writes to RAM (csrc/api.h)."""
 

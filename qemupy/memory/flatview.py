@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_right
 
-from qemupy.memory.core import MMIO, NO_WRITE, PAGE, RAM, ROM, CoreRange
+from qemupy.memory.core import MMIO, NO_WRITE, PAGE, RAM, ROM, CoreRange, Doorbell, Doorbells
 from qemupy.memory.region import MemoryRegion
 
 
@@ -81,6 +81,15 @@ class FlatView:
             return self.ranges[at]
         return None
 
+    def doorbells(self, mmio: bool) -> set[Doorbell]:
+        """The doorbells that the view shows."""
+        return {
+            Doorbell(mmio, r.start + bell.offset - r.offset, bell.size, bell.value, bell.fd)
+            for r in self.ranges
+            for bell in r.region.doorbells
+            if r.offset <= bell.offset < r.offset + r.end - r.start and not r.readonly
+        }
+
     def core_ranges(self) -> list[CoreRange]:
         """The view in whole pages, as the core takes it. A page shared by several ranges goes to the dispatcher."""
         out: list[CoreRange] = []
@@ -116,3 +125,20 @@ def _direct(r: FlatRange, low: int, high: int) -> CoreRange:
     if r.direct_write:
         return CoreRange(low, high - low, RAM, offset, offset)
     return CoreRange(low, high - low, ROM, offset, NO_WRITE, write_upcall=r.region.kind == "romd")
+
+
+class ShownDoorbells:
+    """Keeps a watcher told which doorbells an address space shows."""
+
+    def __init__(self, watcher: Doorbells | None, mmio: bool) -> None:
+        self._watcher, self._mmio = watcher, mmio
+        self._shown: set[Doorbell] = set()
+
+    def update(self, view: FlatView) -> None:
+        if self._watcher is None:
+            return
+        now = view.doorbells(self._mmio)
+        for bell in self._shown - now:
+            self._watcher.remove_doorbell(bell)
+        taken = {bell for bell in now - self._shown if self._watcher.add_doorbell(bell)}
+        self._shown = self._shown & now | taken

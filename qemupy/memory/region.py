@@ -8,6 +8,7 @@ address spaces, which rebuild their FlatView at the end of the transaction.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
@@ -25,12 +26,23 @@ class Ops(Protocol):
     def write(self, offset: int, size: int, value: int) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RegionDoorbell:
+    """A register of an MMIO region that only notifies (memory/core.py: Doorbell)."""
+
+    offset: int
+    size: int
+    fd: int
+    value: int | None = None
+
+
 class MemoryRegion:
     __slots__ = (
         "_aliases",
         "_listeners",
         "block",
         "children",
+        "doorbells",
         "enabled",
         "kind",
         "name",
@@ -58,6 +70,7 @@ class MemoryRegion:
         self.readonly = kind == "rom"
         self.romd_mode = True
         self.children: list[MemoryRegion] = []
+        self.doorbells: list[RegionDoorbell] = []
         self._aliases: list[MemoryRegion] = []
         self._listeners: list[Callable[[], None]] = []
 
@@ -106,6 +119,12 @@ class MemoryRegion:
         self.children.remove(child)
         child.parent = None
         self.changed()
+
+    def set_doorbells(self, doorbells: list[RegionDoorbell]) -> None:
+        """The handlers are still there, for writes of another size and where nobody watches doorbells."""
+        if doorbells != self.doorbells:
+            self.doorbells = doorbells
+            self.changed()
 
     def set_enabled(self, enabled: bool) -> None:
         if enabled != self.enabled:

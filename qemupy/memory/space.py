@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from qemupy import trace
-from qemupy.memory.core import CoreMemory
-from qemupy.memory.flatview import FlatRange, FlatView
+from qemupy.memory.core import CoreMemory, Doorbells
+from qemupy.memory.flatview import FlatRange, FlatView, ShownDoorbells
 from qemupy.memory.region import MemoryRegion, Ops, transaction
 
 _ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
@@ -19,8 +19,9 @@ _ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
 class AddressSpace:
     """Guest-physical memory. `read`/`write` are the MMIO upcalls; they also serve pages shared with RAM."""
 
-    def __init__(self, name: str, root: MemoryRegion, core: CoreMemory) -> None:
+    def __init__(self, name: str, root: MemoryRegion, core: CoreMemory, doorbells: Doorbells | None = None) -> None:
         self.name, self.root, self.core = name, root, core
+        self._doorbells = ShownDoorbells(doorbells, mmio=True)
         self.view = FlatView(root)
         self._last: FlatRange | None = None
         root.listen(self._rebuild)
@@ -30,6 +31,7 @@ class AddressSpace:
         self.view = FlatView(self.root)
         self._last = None
         self.core.set_ranges(self.view.core_ranges())
+        self._doorbells.update(self.view)
 
     def find(self, gpa: int) -> FlatRange | None:
         hit = self._last
@@ -74,8 +76,9 @@ class PortSpace:
 
     SIZE = 0x10000
 
-    def __init__(self) -> None:
+    def __init__(self, doorbells: Doorbells | None = None) -> None:
         self.root = MemoryRegion("io", self.SIZE)
+        self._doorbells = ShownDoorbells(doorbells, mmio=False)
         self._table: list[tuple[Any, int, int] | None] = [None] * self.SIZE
         self.view = FlatView(self.root)
         self.root.listen(self._rebuild)
@@ -101,6 +104,7 @@ class PortSpace:
             base = r.start - r.offset
             entry = (r.region.ops, base, base + r.region.size)
             self._table[r.start : min(r.end, self.SIZE)] = [entry] * (min(r.end, self.SIZE) - r.start)
+        self._doorbells.update(self.view)
 
     def read(self, port: int, size: int) -> int:
         entry = self._table[port]

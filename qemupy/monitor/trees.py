@@ -93,8 +93,13 @@ def _bus_functions(vm: Vm) -> list[tuple[int, PciDevice]]:
 
 
 def _class_name(device: PciDevice) -> str:
-    code = device.class_code >> 8
+    code = int.from_bytes(device.config[10:12], "little")
     return _CLASSES.get(code, f"Class {code:04x}")
+
+
+def _words(device: PciDevice, at: int) -> str:
+    """Two ids that lie side by side in the configuration space."""
+    return ":".join(f"{int.from_bytes(device.config[n : n + 2], 'little'):04x}" for n in (at, at + 2))
 
 
 def _bar_text(bar: Bar) -> str:
@@ -104,7 +109,7 @@ def _bar_text(bar: Bar) -> str:
         return f"I/O at 0x{start & 0xFFFF:04x} [0x{start + bar.size - 1 & 0xFFFF:04x}]."
     prefetch = " prefetchable" if bar.flags & 8 else ""
     end = address + bar.size - 1 & (1 << 64) - 1 if bar.address is not None else bar.size - 2
-    return f"32 bit{prefetch} memory at 0x{address:08x} [0x{end:08x}]."
+    return f"{8 * bar.width} bit{prefetch} memory at 0x{address:08x} [0x{end:08x}]."
 
 
 def pci_lines(vm: Vm) -> Iterator[str]:
@@ -112,10 +117,9 @@ def pci_lines(vm: Vm) -> Iterator[str]:
     for devfn, device in _bus_functions(vm):
         config = device.config
         yield f"  Bus  0, device {devfn >> 3:3d}, function {devfn & 7}:"
-        yield f"    {_class_name(device)}: PCI device {device.vendor_id:04x}:{device.device_id:04x}"
-        subsystem = [int.from_bytes(config[at : at + 2], "little") for at in (0x2C, 0x2E)]
-        if any(subsystem):
-            yield f"      PCI subsystem {subsystem[0]:04x}:{subsystem[1]:04x}"
+        yield f"    {_class_name(device)}: PCI device {_words(device, 0)}"
+        if any(config[0x2C:0x30]):
+            yield f"      PCI subsystem {_words(device, 0x2C)}"
         if config[0x3D]:
             yield f"      IRQ {config[0x3C]}, pin {' ABCD'[config[0x3D] & 7]}"
         for bar in sorted(device.bars, key=lambda b: b.index):
@@ -175,10 +179,9 @@ def _pci_device_lines(vm: Vm, device: PciDevice, devfn: int) -> Iterator[str]:
     yield f'      dev: {device.qdev_name}, id "{_id(vm, device)}"'
     for line in _property_lines(device, indent):
         yield f"{indent}addr = {devfn >> 3:02x}.{devfn & 7:x}" if line.lstrip().startswith("addr =") else line
-    sub = [int.from_bytes(device.config[at : at + 2], "little") for at in (0x2C, 0x2E)]
     yield (
         f"{indent}class {_class_name(device)}, addr 00:{devfn >> 3:02x}.{devfn & 7:x}, pci id "
-        f"{device.vendor_id:04x}:{device.device_id:04x} (sub {sub[0]:04x}:{sub[1]:04x})"
+        f"{_words(device, 0)} (sub {_words(device, 0x2C)})"
     )
     for bar in sorted(device.bars, key=lambda b: b.index):
         start = bar.address if bar.address is not None else (1 << 64) - 1

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from qemupy.main_loop.bql import Bql, ThreadBql
 from qemupy.main_loop.clocks import CountingCore
-from qemupy.memory import CoreMemory, PyCoreMemory
+from qemupy.memory import CoreMemory, Doorbell, PyCoreMemory, Virtqueue
 
 
 class Exit(enum.IntEnum):
@@ -99,6 +99,13 @@ class Accel(Protocol):
 
     def msi(self, address: int, data: int) -> None: ...
 
+    def add_doorbell(self, bell: Doorbell) -> bool:
+        """With the BQL held, as for `remove_doorbell`. False: there are too many."""
+
+    def remove_doorbell(self, bell: Doorbell) -> None: ...
+
+    def virtqueue(self) -> Virtqueue: ...
+
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]: ...
 
     def set_log(self, mask: int) -> None:
@@ -173,6 +180,7 @@ class FakeAccel:
         self.vcpus: list[FakeVcpu] = []
         self.a20 = True
         self.messages: list[tuple[int, int]] = []
+        self.doorbells: set[Doorbell] = set()
 
     def create_vcpu(self, model: str) -> Vcpu:
         self.vcpus.append(FakeVcpu(len(self.vcpus)))
@@ -186,6 +194,16 @@ class FakeAccel:
 
     def msi(self, address: int, data: int) -> None:
         self.messages.append((address, data))
+
+    def add_doorbell(self, bell: Doorbell) -> bool:
+        self.doorbells.add(bell)
+        return True
+
+    def remove_doorbell(self, bell: Doorbell) -> None:
+        self.doorbells.remove(bell)
+
+    def virtqueue(self) -> Virtqueue:
+        raise NotImplementedError
 
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]:
         return f".byte {code[0]:#04x}", 1

@@ -19,8 +19,10 @@ from qemupy.accel_options import AccelConfig, Icount
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.bql import Bql, CoreBql
 from qemupy.main_loop.clocks import CountingCore
-from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, RamBlock, RamExtent
+from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, Doorbell, RamBlock, RamExtent
+from qemupy.memory.virtqueue import Virtqueue
 from qemupy.vcpu.accel import Upcalls
+from qemupy.vcpu.virtqueue import CoreVirtqueue
 
 _by_vcpu: list[Upcalls] = []
 
@@ -318,6 +320,18 @@ class InterpAccel:
 
     def msi(self, address: int, data: int) -> None:
         lib.qpy_apic_msi(self._machine, address, data)
+
+    def add_doorbell(self, bell: Doorbell) -> bool:
+        match, value = bell.value is not None, bell.value or 0
+        result = lib.qpy_doorbell_add(self._machine, bell.mmio, bell.address, bell.size, match, value, bell.fd)
+        return bool(result != -errno.ENOSPC)
+
+    def remove_doorbell(self, bell: Doorbell) -> None:
+        match, value = bell.value is not None, bell.value or 0
+        _check(lib.qpy_doorbell_remove(self._machine, bell.mmio, bell.address, bell.size, match, value))
+
+    def virtqueue(self) -> Virtqueue:
+        return CoreVirtqueue(self._machine, self.memory)
 
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]:
         out = ffi.new("char[]", 256)

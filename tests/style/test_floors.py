@@ -31,7 +31,9 @@ GROUND = ["qemupy", "qemupy.errors", "qemupy.trace", "qemupy.options", "qemupy.a
 # Several modules that are one unit.
 SAME_UNIT = {"qemupy.cli_help": "qemupy.cli", "qemupy.__main__": "qemupy.cli"}
 
-C_FLOORS = {"base": 0, "cpu": 1, "decode": 2, "mmu": 3, "memory": 3, "apic": 3, "interp": 4, "jit": 5, "vcpu": 6}
+C_FLOORS = {
+    "base": 0, "cpu": 1, "decode": 2, "mmu": 3, "memory": 3, "apic": 3, "interp": 4, "virtq": 4, "jit": 5, "vcpu": 6,
+}
 # Headers that state an interface between floors are seen from the floors that implement it.
 C_SHARED = {
     "decode/insn.h": 2,

@@ -19,7 +19,7 @@ from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
 from qemupy.hw.display.vga import VgaCore
 from qemupy.hw.display.vga_pci import VgaPci
-from qemupy.hw.i386 import firmware, kernel_boot, pc_fw_cfg, pc_isa
+from qemupy.hw.i386 import firmware, kernel_boot, pc_fw_cfg, pc_isa, pc_virtio
 from qemupy.hw.i386.pc_devices import add_device
 from qemupy.hw.i386.pc_drives import Floppies, IdeDrives
 from qemupy.hw.i386.pc_isa import FROM_PCI, FROM_SCI, SHARED, Interrupts
@@ -67,6 +67,7 @@ class Pc:
         self.floppies = Floppies(vm, self.irqs, self.dma)
         self._add_power_management()
         self._add_fw_cfg()
+        pc_virtio.add_configured(self)
         for given in vm.config.devices:
             add_device(self, given)
         self._fill_cmos()
@@ -84,6 +85,7 @@ class Pc:
     def _add_bridges(self) -> None:
         vm = self.vm
         self.bus = PciBus(vm.ports.root, self.memory.pci)
+        self.bus.send_message = vm.accel.msi
         host = PciHost(bus=self.bus)
         vm.add("pci-host", host)
         vm.ports.map(0xCF8, host.bank("address"), name="pci-conf-idx")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qemupy.errors import ConfigError
+from qemupy.hw.core import log_guest_error
 from qemupy.hw.pci.device import Bar, PciDevice
 from qemupy.memory import MemoryRegion, transaction
 
 # set_irq(devfn, pin, level): pin 0 is INTA#. The bridge that routes interrupts provides it.
 InterruptRouter = Callable[[int, int, bool], None]
+APIC_WINDOW = 0xFEE  # addresses FEEx_xxxxh are interrupt messages (SDM vol 3A 11.11.1)
 
 
 def parse_addr(text: str) -> int:
@@ -42,6 +44,12 @@ class _Slot:
         if self.bus.route is not None:
             self.bus.route(self.devfn, pin, level)
 
+    def send_message(self, address: int, data: int) -> None:
+        if address >> 20 == APIC_WINDOW:
+            self.bus.send_message(address, data)
+        else:
+            log_guest_error("PCI: device %#04x sends a message to %#x, where no APIC is", self.devfn, address)
+
 
 class PciBus:
     """`io` and `memory` are what BARs are mapped into. Holds no state of its own."""
@@ -49,6 +57,7 @@ class PciBus:
     def __init__(self, io: MemoryRegion, memory: MemoryRegion, number: int = 0) -> None:
         self.io, self.memory, self.number = io, memory, number
         self.route: InterruptRouter | None = None
+        self.send_message: Callable[[int, int], None] = lambda address, data: None  # (address, data), to the APICs
         self._devices: dict[int, PciDevice] = {}
 
     def __iter__(self) -> Iterator[tuple[int, PciDevice]]:

@@ -38,6 +38,11 @@ class Bar:
         return bool(self.flags & regs.BAR_IO)
 
     @property
+    def width(self) -> int:
+        """Bytes of the register."""
+        return 8 if self.flags & regs.BAR_64 and not self.is_io else 4
+
+    @property
     def offset(self) -> int:
         return regs.ROM if self.index == regs.ROM_SLOT else regs.BAR0 + 4 * self.index
 
@@ -49,6 +54,9 @@ class Slot(Protocol):
         """Show the region at `address` of the bus's memory or ports, or take it away."""
 
     def set_interrupt(self, pin: int, level: bool) -> None: ...
+
+    def send_message(self, address: int, data: int) -> None:
+        """A memory write of 32 bits, for MSI and MSI-X."""
 
 
 class PciDevice(Device):
@@ -71,6 +79,7 @@ class PciDevice(Device):
     bars: list[Bar] = transient(factory=list)
     slot: Slot | None = transient(None)
     _mask: bytearray = transient(factory=lambda: bytearray(256))
+    _capabilities: list[tuple[int, bytes]] = transient(factory=list)
 
     def realize(self) -> None:
         self._init_mask()
@@ -97,7 +106,8 @@ class PciDevice(Device):
         ):
             config[at : at + size] = value.to_bytes(size, "little")
         for bar in self.bars:
-            config[bar.offset : bar.offset + 4] = bar.flags.to_bytes(4, "little")
+            config[bar.offset : bar.offset + bar.width] = bar.flags.to_bytes(bar.width, "little")
+        self._link_capabilities()
         for at, data in self.config_reset.items():
             config[at : at + len(data)] = data
 
@@ -110,17 +120,45 @@ class PciDevice(Device):
         self.update_bars()
         self._drive_pin()
 
-    def add_bar(self, index: int, region: MemoryRegion, *, io: bool = False, prefetch: bool = False) -> Bar:
-        """Give the device a BAR of the region's size (a power of two); index 6 is the expansion ROM."""
+    def add_capability(self, kind: int, body: bytes, mask: bytes = b"") -> int:
+        """Append a capability (PCI 3.0, 6.7): `body` is what follows its id and link, `mask` which bits of it the guest
+        may write. Its offset in the configuration space."""
+        last = self._capabilities[-1] if self._capabilities else None
+        at = regs.HEADER_END if last is None else last[0] + (len(last[1]) + 3 & ~3)
+        whole = bytes((kind, 0)) + body
+        if at + len(whole) > 256:
+            raise ValueError(f"{type(self).__name__}: no room for capability {kind:#x}")
+        self._mask[at : at + (len(whole) + 3 & ~3)] = (b"\0\0" + mask).ljust(len(whole) + 3 & ~3, b"\0")
+        self._capabilities.append((at, whole))
+        self._link_capabilities()
+        return at
+
+    def _link_capabilities(self) -> None:
+        """The newest one first, as in QEMU."""
+        following = 0
+        for at, whole in self._capabilities:
+            self.config[at : at + len(whole)] = whole
+            self.config[at + 1] = following
+            following = at
+        if following:
+            self.config[regs.CAPABILITIES] = following
+            self.config[regs.STATUS] |= regs.STATUS_CAPABILITIES
+
+    def add_bar(
+        self, index: int, region: MemoryRegion, *, io: bool = False, prefetch: bool = False, wide: bool = False
+    ) -> Bar:
+        """Give the device a BAR of the region's size (a power of two); index 6 is the expansion ROM. A `wide` one may
+        lie above 4 GiB and takes the next index as well."""
         size = region.size
         if size & (size - 1) or size < (4 if io else 16):
             raise ValueError(f"{type(self).__name__}: BAR{index} of {size:#x} bytes")
         flags = regs.BAR_IO if io else regs.BAR_PREFETCH if prefetch else 0
+        flags |= regs.BAR_64 if wide else 0
         bar = Bar(index, region, flags, size)
         self.bars.append(bar)
-        writable = -size & 0xFFFFFFFF | (regs.ROM_ENABLE if index == regs.ROM_SLOT else 0)
-        self._mask[bar.offset : bar.offset + 4] = writable.to_bytes(4, "little")
-        self.config[bar.offset : bar.offset + 4] = flags.to_bytes(4, "little")
+        writable = -size & (1 << 8 * bar.width) - 1 | (regs.ROM_ENABLE if index == regs.ROM_SLOT else 0)
+        self._mask[bar.offset : bar.offset + bar.width] = writable.to_bytes(bar.width, "little")
+        self.config[bar.offset : bar.offset + bar.width] = flags.to_bytes(bar.width, "little")
         return bar
 
     def add_rom(self, region: MemoryRegion) -> Bar:
@@ -157,12 +195,12 @@ class PciDevice(Device):
 
     def _bar_address(self, bar: Bar) -> int | None:
         """Where the registers say the BAR is; None while it is disabled, unset, or being sized with all ones."""
-        value = int.from_bytes(self.config[bar.offset : bar.offset + 4], "little")
+        value = int.from_bytes(self.config[bar.offset : bar.offset + bar.width], "little")
         enable = regs.COMMAND_IO if bar.is_io else regs.COMMAND_MEMORY
         if not self.command & enable or (bar.index == regs.ROM_SLOT and not value & regs.ROM_ENABLE):
             return None
         address = value & -bar.size
-        limit = 0x10000 if bar.is_io else 0xFFFFFFFF
+        limit = 0x10000 if bar.is_io else regs.ADDRESS_END if bar.width == 8 else 0xFFFFFFFF
         return address if address and address + bar.size <= limit else None
 
     def update_bars(self) -> None:
@@ -173,6 +211,11 @@ class PciDevice(Device):
             if address != bar.address:
                 self.slot.map_bar(bar, address)
                 bar.address = address
+
+    def send_message(self, address: int, data: int) -> None:
+        """MSI and MSI-X are memory writes of the device as bus master."""
+        if self.slot is not None and self.is_master:
+            self.slot.send_message(address, data)
 
     def set_intx(self, level: bool) -> None:
         if level != self.intx_level:

@@ -20,3 +20,6 @@ ROM_ENABLE = 1 << 0
 ROM_SLOT = 6  # the expansion ROM counts as BAR 6
 
 VENDOR_INTEL, VENDOR_REDHAT, SUBSYSTEM_QEMU = 0x8086, 0x1AF4, 0x1100
+ADDRESS_END = 1 << 40  # BARs lie below, as the CPUs' addresses do
+
+CAP_MSI, CAP_VENDOR, CAP_MSIX = 0x05, 0x09, 0x11

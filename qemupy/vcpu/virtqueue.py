@@ -1,0 +1,65 @@
+"""Virtqueues in guest memory by the core (csrc/virtq): one call takes a batch of chains."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from qemupy._core import ffi, lib
+from qemupy.memory.core import CoreMemory
+from qemupy.memory.virtqueue import MAX_SIZE, Chain, VirtqueueError
+
+
+class CoreVirtqueue:
+    def __init__(self, machine: Any, memory: CoreMemory) -> None:
+        self._handle = ffi.gc(lib.qpy_virtq_new(machine), lib.qpy_virtq_free)
+        self._memory = memory
+        self._out = ffi.new("uint64_t[]", lib.QPY_VIRTQ_ROOM)
+        self._words = memoryview(ffi.buffer(self._out)).cast("B").cast("Q")
+
+    def setup(self, size: int, desc: int, avail: int, used: int, flags: int) -> None:
+        if lib.qpy_virtq_setup(self._handle, size, desc, avail, used, flags):
+            raise VirtqueueError(f"a ring of {size} entries")
+
+    def restore(self, last_avail: int, used_idx: int) -> None:
+        lib.qpy_virtq_restore(self._handle, last_avail, used_idx)
+
+    def indices(self) -> tuple[int, int]:
+        values = ffi.new("uint16_t[2]")
+        lib.qpy_virtq_indices(self._handle, values, values + 1)
+        return int(values[0]), int(values[1])
+
+    def _check(self, result: int) -> int:
+        if result >= 0:
+            return result
+        if result == -errno.EPROTO:
+            raise VirtqueueError(ffi.string(lib.qpy_virtq_error(self._handle)).decode())
+        raise ValueError(f"not a chain that was taken ({result})")
+
+    def _chains(self, count: int) -> list[Chain]:
+        words = self._words[:count].tolist()
+        view = self._memory.view
+        chains, at = [], 0
+        while at < count:
+            head, readable, writable = words[at : at + 3]
+            first, middle = at + 3, at + 3 + 2 * readable
+            at = middle + 2 * writable
+            chains.append(Chain(
+                head,
+                [view(words[n], words[n + 1]) for n in range(first, middle, 2)],
+                [view(words[n], words[n + 1]) for n in range(middle, at, 2)],
+            ))  # fmt: skip
+        return chains
+
+    def pop(self, limit: int) -> list[Chain]:
+        return self._chains(self._check(lib.qpy_virtq_pop(self._handle, self._out, limit)))
+
+    def retake(self, head: int) -> Chain:
+        return self._chains(self._check(lib.qpy_virtq_retake(self._handle, head, self._out)))[0]
+
+    def push(self, head: int, written: int) -> bool:
+        return self._check(lib.qpy_virtq_push(self._handle, head, written)) > 0
+
+    def taken(self) -> list[int]:
+        heads = ffi.new("uint16_t[]", MAX_SIZE)
+        return list(heads[0 : lib.qpy_virtq_taken(self._handle, heads, MAX_SIZE)])
