@@ -1,6 +1,6 @@
-/* Only in builds with AddressSanitizer. Before every call that does not return, raising a guest exception above all, the
- * compiler calls into the sanitizer's library, which uses vector registers. The guest's may be live in them: they are
- * parked first (CORE 3). */
+/* Only in builds with AddressSanitizer. Before every call that does not return, raising a guest exception above all,
+ * the compiler calls into the sanitizer's library, which uses vector registers. The guest's may be live in them: they
+ * are parked first (CORE 3). */
 #include "cpu/fpu.h"
 #include "memory/safepoint.h"
 
