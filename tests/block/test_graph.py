@@ -196,6 +196,21 @@ def test_two_users_of_one_node(host: Host, image: Path) -> None:
     host.drives[1].attach("disk1")
 
 
+@pytest.mark.parametrize(("locking", "message"), [("auto", None), ("on", "Failed to lock"), ("off", None)])
+def test_file_systems_without_locks(host: Host, image: Path, monkeypatch: pytest.MonkeyPatch, locking: str,
+                                    message: str | None) -> None:  # fmt: skip
+    def fcntl(fd: int, command: int, argument: bytes) -> bytes:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.fcntl", fcntl)
+    drive = host.drive(f"file={image},format=raw,file.locking={locking}", attach=False)
+    if message is None:
+        drive.attach("disk")
+    else:
+        with pytest.raises(BackendError, match=message):
+            drive.attach("disk")
+
+
 def test_reopening_keeps_the_locks(host: Host, image: Path) -> None:
     drive = host.drive(f"file={image},format=raw,readonly=on")
     node = drive.node

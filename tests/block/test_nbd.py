@@ -224,6 +224,20 @@ def test_the_machine_waits_for_the_server(machine: Machine, disk: Path, tmp_path
             drive.close()
 
 
+def test_open_timeout(host: Host, tmp_path: Path) -> None:
+    """The server starts a moment later than we."""
+    if shutil.which("nbdkit") is None:
+        pytest.skip("nbdkit is not installed")
+    process = subprocess.Popen(["sh", "-c", f"sleep 0.4; exec nbdkit -f -U {tmp_path}/s memory 1M"])
+    try:
+        drive = host.drive(f"driver=raw,file.driver=nbd,file.path={tmp_path}/s,file.open-timeout=10")
+        assert drive.length == MIB
+        host.close_drives()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_reconnect_delay(host: Host, disk: Path, tmp_path: Path) -> None:
     """With reconnect-delay a request waits that long for the server instead of failing."""
     with qemu_nbd(tmp_path / "s", disk) as process:

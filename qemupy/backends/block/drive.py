@@ -22,6 +22,7 @@ from qemupy.errors import BackendError
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
 
+AT_ONCE = 128 << 10  # bytes copied from the page cache while the vCPU waits; longer copies are for a worker
 READ, WRITE, FLUSH, DISCARD = "rd", "wr", "flush", "unmap"
 
 
@@ -205,7 +206,7 @@ class Drive:
             self._refuse(error, done)
             return
         request = Request(READ, length, lambda: node.readv(offset, buffers), done)
-        if self._held is None and node.read_cached(offset, buffers):
+        if length <= AT_ONCE and self._held is None and node.read_cached(offset, buffers):
             self.in_flight += 1
             self._workers.soon(lambda: self._finish(request, 0))
         else:

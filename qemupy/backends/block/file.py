@@ -24,22 +24,21 @@ class FileNode(Node):
     driver = "file"
     is_protocol = True
 
-    def __init__(self, path: str, flags: Flags | None = None, locking: bool = True) -> None:
+    def __init__(self, path: str, flags: Flags | None = None, locking: str = "auto") -> None:
         self.filename = path
         self.flags = flags if flags is not None else Flags()
         self.uses = []
-        self._locking = locking
+        self._locking, self._lock_always = locking != "off", locking == "on"
         self._direct: hostfile.DirectFile | None = None
         self._open(self.flags.readonly, self.flags.auto_read_only)
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
         path = opening.required("filename").removeprefix(f"{cls.driver}:")
-        locking = opening.choice("locking", ("auto", "on", "off")) != "off"
+        locking = opening.choice("locking", ("auto", "on", "off"))
         aio = opening.choice("aio", AIO)
         if aio == "native" and not opening.flags.direct:
             raise BackendError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
-        opening.take("pr-manager")
         return cls(path, opening.flags, locking)
 
     # Opening
@@ -59,7 +58,7 @@ class FileNode(Node):
             os.close(fd)
             raise
         self._fd, self._direct, self.readonly = fd, direct, readonly
-        self._lock = ImageLock(fd, self.filename)
+        self._lock = ImageLock(fd, self.filename, self._lock_always)
         self.length = -(-length // SECTOR) * SECTOR
 
     def _open_fd(self, readonly: bool, automatic: bool) -> tuple[int, bool]:

@@ -22,13 +22,13 @@ _FLOCK = "hhqqi4x"
 class ImageLock:
     """The locks of one open file; `change` goes from one pair of sets to another."""
 
-    def __init__(self, fd: int, path: str) -> None:
-        self._fd, self._path = fd, path
+    def __init__(self, fd: int, path: str, always: bool = False) -> None:
+        self._fd, self._path, self._always = fd, path, always
         self._used, self._shared = NOTHING, EVERYTHING
 
     def change(self, used: Permission, shared: Permission) -> None:
         """Take what is new, look for conflicts, give up what is no longer needed. A file system without locks is
-        silently accepted, as file.locking=auto says; BackendError on a conflict, with the locks as before."""
+        accepted unless file.locking=on was said; BackendError on a conflict, with the locks as before."""
         try:
             self._lock(used | self._used, shared & self._shared)
             try:
@@ -38,7 +38,7 @@ class ImageLock:
                 raise
             self._unlock(used, shared)
         except OSError as e:
-            if e.errno not in (errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            if self._always or e.errno not in (errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise BackendError(f"Failed to lock '{self._path}': {e.strerror}") from None
         self._used, self._shared = used, shared
 

@@ -53,7 +53,7 @@ def _temporary_snapshot(base: Node, graph: Graph, flags: Flags) -> Node:
     except OSError as e:
         raise BackendError(f"Could not create a temporary file in {folder}: {e.strerror}") from None
     try:
-        file = FileNode(path, locking=False)
+        file = FileNode(path, locking="off")
         try:
             create(file, base.length)
         finally:

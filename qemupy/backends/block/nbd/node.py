@@ -34,12 +34,12 @@ class NbdNode(Node):
     is_protocol = True
 
     def __init__(self, address: Address, export: str, readonly: bool, auto_read_only: bool,
-                 reconnect_seconds: float = 0) -> None:  # fmt: skip
+                 reconnect_seconds: float = 0, open_seconds: float = 0) -> None:  # fmt: skip
         self.filename = address.uri(export)
         self._address, self._export_name, self._reconnect_seconds = address, export, reconnect_seconds
         self._connecting = threading.Lock()
         self._closed = False
-        self._connection = self._connect()
+        self._connection = self._first_connection(open_seconds)
         self.export = self._connection.export
         self.length = -(-self.export.size // SECTOR) * SECTOR
         self.readonly = readonly
@@ -54,13 +54,19 @@ class NbdNode(Node):
     def open(cls, opening: Opening) -> Self:
         if opening.take("tls-creds") is not None:
             raise BackendError("TLS for NBD (tls-creds) is not supported")
-        opening.size("open-timeout", 0)
         address = _address(opening)
         export = opening.take("export") or ""
         if len(export.encode()) > 4096:
             raise ConfigError("export name too long to send to server")
         flags = opening.flags
-        return cls(address, export, flags.readonly, flags.auto_read_only, opening.size("reconnect-delay", 0))
+        return cls(
+            address,
+            export,
+            flags.readonly,
+            flags.auto_read_only,
+            reconnect_seconds=opening.size("reconnect-delay", 0),
+            open_seconds=opening.size("open-timeout", 0),
+        )
 
     # Connecting
 
@@ -71,6 +77,17 @@ class NbdNode(Node):
         except BaseException:
             sock.close()
             raise
+
+    def _first_connection(self, seconds: float) -> Connection:
+        """Tried again for so long: the server may start at the same time as we."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return self._connect()
+            except BackendError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(_RETRY_SECONDS)
 
     def _ready(self) -> Connection:
         """The connection, made anew if the old one broke; OSError (EIO) if there is nobody. On a worker."""
