@@ -256,6 +256,25 @@ def test_a_deleted_snapshot_gives_its_space_back(host: Host, tmp_path: Path) -> 
         drive.close()
 
 
+def test_listing_does_not_wait_for_one_being_taken() -> None:
+    file, image = in_memory_image()
+    image.write(0, b"x" * MIB)
+    image.snapshot_create("one", 0, 0, 0, 0)
+    listed: list[int] = []
+
+    def ask() -> None:
+        thread = threading.Thread(target=lambda: listed.append(len(image.snapshots())))
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    image.write(0, b"y" * 4096)
+    file.before = ask
+    before = file.flushes
+    image.snapshot_create("two", 0, 0, 0, 0)
+    assert listed and set(listed) <= {1, 2} and file.flushes == before + 3
+
+
 def test_unknown_names() -> None:
     _, image = in_memory_image()
     for use in (image.snapshot_apply, image.snapshot_delete, image.changed_since):

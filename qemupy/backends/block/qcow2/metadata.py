@@ -56,7 +56,7 @@ class Metadata:
         self.pins: dict[int, list[Callable[[], None]]] = {}
         self.pass_discard = False  # give the space of freed clusters back to the file below
         self.pass_discard_snapshot = True  # that of deleted snapshots
-        self.broken = False
+        self.broken = self._reported = False
         self._disk_header = header.encode()
         self._sync_lock = threading.Lock()
         self._ticket, self._active, self._exclusive = 0, set[int](), False
@@ -78,8 +78,9 @@ class Metadata:
 
     def report(self, message: str) -> None:
         """The image contradicts itself: say so once, mark it, and refuse further requests if it is writable."""
-        if self.broken:
+        if self.broken or self._reported:
             return
+        self._reported = True
         if self.readonly:
             print(f"qcow2: Image is corrupt: {message}; further non-fatal corruption events will be suppressed",
                   file=sys.stderr)  # fmt: skip

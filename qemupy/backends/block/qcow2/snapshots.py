@@ -191,11 +191,12 @@ class Snapshots:
     # Taking
 
     def create(self, info: SnapshotInfo) -> SnapshotInfo:
-        """Durable when it returns; on OSError the image is as before. Inside `Metadata.exclusive`."""
+        """Durable when it returns; on OSError the image is as before. Inside `Metadata.exclusive`.
+
+        All that is dirty goes out in the same sync, whose last step is the header that names the new table."""
         meta = self._meta
         if len(self.list) >= MAX_SNAPSHOTS:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        meta.sync()
         info = dataclasses.replace(info, id=self._next_id(), disk_size=meta.header.size)
         l1 = array.array("Q", [entry & OFFSET_MASK for entry in meta.l1.values])
         vm_index = self.vm_index(meta.header.size)
