@@ -93,6 +93,11 @@ def run_config(config: Config) -> int:
 
 def _begin(vm: Vm) -> Callable[[], None] | None:
     """What happens in place of starting a machine that was just switched on."""
+    if vm.config.loadvm is not None:
+        from qemupy.migration.snapshots import begin_with
+
+        tag = vm.config.loadvm
+        return lambda: begin_with(vm, tag)
     if vm.config.incoming is None:
         return None
     from qemupy.migration.incoming import Incoming

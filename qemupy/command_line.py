@@ -26,7 +26,7 @@ VGAS = ("std", "none")
 
 # QEMU options that stand for things we do not have; they get their own message instead of "invalid option"
 UNSUPPORTED = (
-    "qmp", "qmp-pretty", "netdev", "vnc", "spice", "incoming", "loadvm", "daemonize", "object", "gdb", "s",
+    "qmp", "qmp-pretty", "netdev", "vnc", "spice", "daemonize", "object", "gdb", "s",
     "fsdev", "virtfs", "audiodev", "tpmdev", "sandbox", "add-fd", "run-with", "readconfig", "writeconfig",
     "numa", "mem-path", "mem-prealloc", "pflash", "sd", "mtdblock", "usb", "usbdevice", "watchdog", "overcommit",
     "cpu-pm", "chroot", "runas", "option-rom", "acpitable", "dtb", "plugin", "msg", "trace", "full-screen", "set",
@@ -331,6 +331,7 @@ OPTIONS: dict[str, Option] = {
     "S": Option("", "do not start the CPU ('cont' in the monitor does)", _store("paused", True)),
     "incoming": Option("URI|defer", "go on with the machine that `migrate` sends: file: exec: unix: tcp: fd:",
                        _store("incoming")),
+    "loadvm": Option("TAG", "start from this snapshot", _store("loadvm")),
     "pidfile": Option("FILE", "write the process id there", _store("pidfile")),
     "d": Option("ITEM[,...]", "log items ('-d help')", _log),
     "dfilter": Option("RANGE[,...]", "log guest code in these ranges only: A..B, START+LENGTH, END-LENGTH", _dfilter),

@@ -83,6 +83,7 @@ class Config:
     paused: bool = False
     pidfile: str | None = None
     incoming: str | None = None
+    loadvm: str | None = None
     log_mask: int = 0
     log_file: str | None = None
     log_ranges: tuple[tuple[int, int], ...] = ()  # first and last address that -dfilter lets through

@@ -65,7 +65,7 @@ class Migration:
         progress = self.progress = Progress("setup", begun=time.monotonic_ns())
         progress.expected_downtime_ms = self.downtime_limit_ms
         channel: channels.Channel | None = None
-        running = vm.running
+        running, before = vm.running, vm.run_state
         try:
             channel = yield lambda: channels.connect(uri)
             self._on_cancel(channel)
@@ -74,6 +74,8 @@ class Migration:
             self._failed(e)
             if running and not vm.running:
                 vm.cont()
+            elif not running:
+                vm.stop(before)
             raise
         finally:
             vm.accel.memory.dirty_log(DirtyClient.MIGRATION, False)

@@ -1,0 +1,194 @@
+"""savevm, loadvm, delvm on qcow2 disks, with a guest that never stops writing its memory and checks what it wrote."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.migration.process import SCALE, Process, counting_guest
+
+ROW = re.compile(r"^--        (\S+) +[\d.]+ [KM]iB \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d\d:\d\d:\d\d\.\d{3} {11}$")
+
+
+@pytest.fixture(scope="module")
+def floppy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return counting_guest(tmp_path_factory.mktemp("guest"))
+
+
+def qcow2(path: Path, *options: str) -> Path:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, "64M"], check=True)
+    return path
+
+
+def check(image: Path) -> None:
+    """No error; clusters leaked by a process that was killed may be there."""
+    done = subprocess.run(["qemu-img", "check", image], capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+
+
+def machine(folder: Path, floppy: Path, *disks: Path, more: tuple[str, ...] = ()) -> Process:
+    drives: list[str] = []
+    for disk in disks:
+        drives += ["-drive", f"file={disk},format=qcow2"]
+    boot = f"file={floppy},format=raw,if=floppy,readonly=on"
+    return Process(folder, "-drive", boot, "-boot", "a", *drives, *more)
+
+
+@pytest.fixture
+def process(tmp_path: Path, floppy: Path) -> Iterator[Process]:
+    with machine(tmp_path, floppy, qcow2(tmp_path / "a.qcow2"), qcow2(tmp_path / "b.qcow2")) as made:
+        made.wait_passes()
+        yield made
+
+
+def tags(process: Process) -> list[str]:
+    lines = process.mon.run("info snapshots").splitlines()
+    found = [ROW.match(line) for line in lines[2:]]
+    assert all(found), lines
+    return [match.group(1) for match in found if match]
+
+
+def test_save_load_again_and_delete(process: Process) -> None:
+    run = process.mon.run
+    assert run("info snapshots") == "There is no snapshot available."
+    assert run("savevm one") == "" and tags(process) == ["one"]
+    process.wait_passes()
+    for _ in range(5):  # the first maps, the others put back what was written
+        assert run("loadvm one") == ""
+        process.wait_passes()
+    assert run("savevm two") == "" and run("loadvm one") == "" and run("loadvm two") == ""
+    process.wait_passes()
+    assert run("delvm two") == "" and tags(process) == ["one"]
+    process.wait_passes()
+    assert run("loadvm one") == "" and run("savevm one") == "" and tags(process) == ["one"]
+    process.wait_passes()
+    assert run("loadvm one") == ""
+    process.wait_passes()
+
+
+def test_ram_is_the_same_when_its_snapshot_goes_away(process: Process, tmp_path: Path) -> None:
+    run = process.mon.run
+    run("savevm one")
+    run("savevm two")
+    run("loadvm one")
+    run("stop")
+    sums = []
+    for number, command in enumerate(("info status", "delvm one", "savevm one", "loadvm two", "loadvm one")):
+        assert "rror" not in run(command)
+        run(f'pmemsave 0 0x1000000 "{tmp_path}/ram{number}"')
+        sums.append((tmp_path / f"ram{number}").read_bytes())
+    assert sums[0] == sums[1] == sums[2] == sums[4]
+
+
+def test_a_new_process_goes_on_where_the_snapshot_was(process: Process, tmp_path: Path, floppy: Path) -> None:
+    process.mon.run("savevm ready")
+    process.mon.send("quit")
+    assert process.wait() == 0
+    for name in ("a", "b"):
+        done = subprocess.run(["qemu-img", "check", tmp_path / f"{name}.qcow2"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    more = ("-loadvm", "ready")
+    with machine(tmp_path, floppy, tmp_path / "a.qcow2", tmp_path / "b.qcow2", more=more) as second:
+        second.wait_passes()
+        assert second.mon.run("info status") == "VM status: running"
+    with machine(tmp_path, floppy, tmp_path / "a.qcow2", more=("-loadvm", "nope")) as third:
+        assert third.wait() == 1
+        assert "Snapshot 'nope' does not exist in one or more devices" in third.stderr
+
+
+def test_a_paused_machine_stays_paused(process: Process) -> None:
+    run = process.mon.run
+    run("stop")
+    assert run("savevm one") == "" and run("info status") == "VM status: paused"
+    assert run("loadvm one") == "" and run("info status") == "VM status: paused"
+    run("cont")
+    process.wait_passes()
+
+
+def test_mistakes_change_nothing(process: Process, tmp_path: Path, floppy: Path) -> None:
+    run = process.mon.run
+    assert run("loadvm nope") == "Error: Snapshot 'nope' does not exist in one or more devices"
+    assert run("delvm nope") == ""
+    assert run("loadvm").splitlines()[0] == "loadvm: string expected"
+    run("savevm one")
+    process.mon.send("quit")
+    process.wait()
+    disks = (tmp_path / "a.qcow2", tmp_path / "b.qcow2")
+    with machine(tmp_path, floppy, *disks, more=("-m", "32")) as bigger:
+        bigger.wait_passes()
+        answer = bigger.mon.run("loadvm one")
+        assert answer == "Error: Snapshot 'one': ram is 16777216 in the saved machine, 33554432 in this one"
+        bigger.wait_passes()
+        assert bigger.mon.run("info status") == "VM status: running"
+
+
+def test_raw_images_cannot_and_say_what_helps(tmp_path: Path, floppy: Path) -> None:
+    raw = tmp_path / "disk.img"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "raw", raw, "1M"], check=True)
+    with machine(tmp_path, floppy, more=("-drive", f"file={raw},format=raw")) as process:
+        answer = process.mon.run("savevm x")
+        assert answer.startswith("Error: Device 'ide0-hd0' is writable but does not support snapshots")
+        assert f"qemu-img convert -O qcow2 {raw}" in answer
+        assert process.mon.run("info snapshots") == "no block device can store vmstate for snapshot"
+
+
+def test_a_snapshot_of_qemu_is_listed_and_deleted_but_not_loaded(tmp_path: Path, floppy: Path) -> None:
+    disk = qcow2(tmp_path / "a.qcow2")
+    subprocess.run(
+        ["qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-display", "none", "-monitor", "stdio", "-hda", disk],
+        input=b"savevm foreign\nquit\n", check=True, capture_output=True,
+    )  # fmt: skip
+    with machine(tmp_path, floppy, disk) as process:
+        process.wait_passes()
+        assert tags(process) == ["foreign"]
+        answer = process.mon.run("loadvm foreign")
+        assert answer == "Error: Snapshot 'foreign' was not made by this program: its machine cannot be loaded"
+        process.wait_passes()
+        assert process.mon.run("delvm foreign") == ""
+        assert process.mon.run("info snapshots") == "There is no snapshot available."
+    check(disk)
+
+
+def test_only_snapshots_on_all_disks_can_be_loaded(tmp_path: Path, floppy: Path) -> None:
+    disks = (qcow2(tmp_path / "a.qcow2"), qcow2(tmp_path / "b.qcow2"))
+    subprocess.run(["qemu-img", "snapshot", "-c", "half", disks[1]], check=True)
+    with machine(tmp_path, floppy, *disks) as process:
+        process.wait_passes()
+        listed = process.mon.run("info snapshots").splitlines()
+        assert listed[:3] == ["List of snapshots present on all disks:", "None", ""]
+        assert listed[3] == "List of partial (non-loadable) snapshots on 'ide0-hd1':"
+        assert process.mon.run("loadvm half") == "Error: Snapshot 'half' does not exist in one or more devices"
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("options", [("-o", "cluster_size=512"), ("-o", "cluster_size=2M"), ("-o", "compat=0.10")])
+def test_every_layout_gives_the_same(tmp_path: Path, floppy: Path, options: tuple[str, ...]) -> None:
+    """Small clusters are read instead of mapped."""
+    disk = qcow2(tmp_path / "a.qcow2", *options)
+    with machine(tmp_path, floppy, disk) as process:
+        process.wait_passes()
+        assert process.mon.run("savevm one") == ""
+        process.wait_passes()
+        for _ in range(3):
+            assert process.mon.run("loadvm one") == ""
+            process.wait_passes()
+    check(disk)
+
+
+@pytest.mark.boot
+def test_kill_while_saving_leaves_the_old_or_the_new(tmp_path: Path, floppy: Path) -> None:
+    disk = qcow2(tmp_path / "a.qcow2")
+    for delay in (0.0, 0.004, 0.008, 0.016, 0.03):
+        with machine(tmp_path, floppy, disk) as process:
+            process.wait_passes(1)
+            assert process.mon.run("savevm kept") == ""
+            process.mon.send("savevm new")
+            time.sleep(delay * SCALE)
+        check(disk)
+        with machine(tmp_path, floppy, disk, more=("-loadvm", "kept")) as process:
+            process.wait_passes(2)
