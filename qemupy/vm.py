@@ -341,6 +341,8 @@ class Vm:
         with self.bql:
             if reason in (Exit.SHUTDOWN, Exit.RESET):
                 self.request_reset("guest-reset")
+            elif reason == Exit.PAGE_IN:
+                self.request_stop(RunState.IO_ERROR)
             elif reason == Exit.DEBUG:
                 self.request_stop(RunState.DEBUG)
             elif reason == Exit.ERROR:

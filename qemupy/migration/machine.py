@@ -115,3 +115,5 @@ class Checked:
             device.store_fields(fields)
         for vcpu, state in zip(self._vm.vcpus, self._cpus, strict=True):
             vcpu.set_state(state)
+        for device, _ in self._devices:
+            device.machine_loaded()

@@ -44,6 +44,8 @@ class Info(Protocol):
 class Image(StateImage, Protocol):
     """A disk with snapshots (backends/block/qcow2)."""
 
+    filename: str
+
     def snapshots(self) -> list[Any]: ...
 
     def snapshot_create(self, name: str, date_sec: int, date_nsec: int, vm_clock_nsec: int, vm_state_size: int,
@@ -145,6 +147,21 @@ class Snapshots:
         self._memory = vm.accel.memory
         self.mapped: Loaded | None = None  # RAM is mapped from this one's clusters
         self.base: Loaded | None = None  # pages written since this one are logged
+        self._failures = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._memory.watch_page_in(self._failures)
+        vm.loop.watch(self._failures, self._page_in_failed)
+        vm.on_close(lambda: os.close(self._failures))
+
+    def _page_in_failed(self) -> None:
+        """Pages of RAM that lie in the image could not be read: the machine stops. An instruction that needs one is
+        tried again when it goes on; what a device or translated code met is lost."""
+        os.eventfd_read(self._failures)
+        failed, lost = self._memory.page_in_failures()
+        name = self.mapped.image.filename if self.mapped is not None else "the image"
+        if failed:
+            what = f"; {lost} pages are lost" if lost else ""
+            sys.stderr.write(f"qemupy: {failed} reads of guest memory from '{name}' failed: Input/output error{what}\n")
+            self._vm.request_stop(RunState.INTERNAL_ERROR if lost else RunState.IO_ERROR)
 
     # Disks
 

@@ -152,3 +152,15 @@ def test_parallel() -> None:
         assert bank.read(1, 1) & 0xC0 == 0xC0
     assert chardev.output == b"hi" and bank.read(0, 1) == ord("i")
     round_trip(dev, lambda: Parallel(chardev=FakeChardev(), irq=Wire()))
+
+
+def test_input_that_waited_comes_in_only_when_the_whole_machine_is_loaded() -> None:
+    """The local APIC is loaded after the devices: an interrupt raised before that would be lost."""
+    pc = Pc()
+    saved = pc.dev.save()
+    pc.dev.receive(b"x")
+    pc.chardev.feed(b"y")
+    pc.dev.load(saved)
+    assert not pc.dev.rx
+    pc.dev.machine_loaded()
+    assert bytes(pc.dev.rx) == b"y"

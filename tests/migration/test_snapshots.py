@@ -192,3 +192,26 @@ def test_kill_while_saving_leaves_the_old_or_the_new(tmp_path: Path, floppy: Pat
         check(disk)
         with machine(tmp_path, floppy, disk, more=("-loadvm", "kept")) as process:
             process.wait_passes(2)
+
+
+def test_a_page_that_cannot_be_read_stops_the_machine_until_it_can(process: Process, tmp_path: Path) -> None:
+    """The image loses its end, where RAM lies, and gets it back."""
+    run, image = process.mon.run, tmp_path / "a.qcow2"
+    run("savevm one")
+    run("savevm two")
+    run("stop")
+    assert run("loadvm one") == ""
+    data = image.read_bytes()
+    image.chmod(0o600)
+    with image.open("r+b") as file:
+        file.truncate(1 << 18)
+        run("cont")
+        deadline = time.monotonic() + 10 * SCALE
+        while "io-error" not in run("info status"):
+            assert time.monotonic() < deadline
+        assert "Input/output error" in process.stderr
+        file.seek(0)
+        file.write(data)
+    run("cont")
+    process.wait_passes()
+    assert run("info status") == "VM status: running"

@@ -69,6 +69,8 @@ class Serial16550(Device):
 
     def post_load(self) -> None:
         self.update_irq()
+
+    def machine_loaded(self) -> None:
         self.chardev.accept_input()
 
     # -- the line -----------------------------------------------------------------------------------------------------

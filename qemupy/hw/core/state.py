@@ -135,6 +135,10 @@ class State(metaclass=StateMeta):
     def post_load(self) -> None:
         """Recompute what is derived from the fields (interrupt outputs, timers, caches)."""
 
+    def machine_loaded(self) -> None:
+        """All devices and vCPUs have been loaded: what comes from outside may be let in. An interrupt raised earlier
+        would be lost, since the local APICs are loaded last."""
+
     @classmethod
     def check_fields(cls, state: Any, where: str) -> list[tuple[f.Field, Any]]:
         if not isinstance(state, dict):
