@@ -23,7 +23,7 @@ from qemupy.errors import BackendError, ConfigError
 _POLL_MS = 50
 _CHUNK = 1 << 20
 _ANSWER_LIMIT = 1024
-READY = b"ready\n"
+READY, CAUGHT_UP = b"ready\n", b"so far\n"
 PROTOCOLS = ("file", "exec", "unix", "tcp", "fd")
 
 
@@ -91,18 +91,31 @@ class Channel:
                 return
             self._check_answer(answer)
 
-    def _check_answer(self, answer: bytes) -> None:
-        if answer != READY:
+    def _check_answer(self, answer: bytes, good: bytes = READY) -> None:
+        if answer != good:
             text = answer.decode("utf-8", "replace").strip()
             raise BackendError(f"the destination refuses: {text}" if text else "the destination has gone")
+
+    def _answer_line(self) -> bytes:
+        answer = b""
+        while not answer.endswith(b"\n") and (part := self._receive()) and len(answer) < _ANSWER_LIMIT:
+            answer += part
+        return answer
+
+    def catch_up(self) -> None:
+        """Wait until the destination says that it has taken all so far: what lies in sockets would add to the time the
+        guest stands."""
+        self._check_answer(self._answer_line(), CAUGHT_UP)
+
+    def caught_up(self) -> None:
+        """The destination's part of that."""
+        if self.answers:
+            self.write(CAUGHT_UP)
 
     def finish(self) -> None:
         """Everything was written: make it lasting, or wait until the destination has taken over."""
         if self.answers:
-            answer = b""
-            while not answer.endswith(b"\n") and (part := self._receive()) and len(answer) < _ANSWER_LIMIT:
-                answer += part
-            self._check_answer(answer)
+            self._check_answer(self._answer_line())
         if self._finish is not None:
             finish, self._finish, self._discard = self._finish, None, None
             finish()

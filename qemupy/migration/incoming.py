@@ -15,7 +15,7 @@ from qemupy.memory import CoreMemory
 from qemupy.migration import machine
 from qemupy.migration.channel import Channel, Listener
 from qemupy.migration.pages import pieces, runs
-from qemupy.migration.stream import END, PAGES, TABLE, StreamReader
+from qemupy.migration.stream import CATCH_UP, END, PAGES, TABLE, StreamReader
 from qemupy.vm import RunState, Vm
 
 
@@ -98,6 +98,9 @@ def receive(vm: Vm, channel: Channel, where: str) -> machine.Tables:
                     _zero(memory, offset, length)
                 else:
                     memory.view(offset, length)[:] = data
+        elif section.name == CATCH_UP:
+            stream.table(section)
+            channel.caught_up()
         elif section.name in tables or len(tables) > 4096:
             raise StateError(f"{where}: section {section.name[:40]!r} out of place")
         else:

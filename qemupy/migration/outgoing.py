@@ -15,7 +15,7 @@ from qemupy.memory.core import DirtyClient
 from qemupy.migration import channel as channels
 from qemupy.migration import machine
 from qemupy.migration.pages import PageSender
-from qemupy.migration.stream import PAGE, StreamWriter
+from qemupy.migration.stream import CATCH_UP, PAGE, StreamWriter
 from qemupy.vm import RunState, Vm
 
 _WORTH_A_ROUND = 1 << 20  # bytes: less goes out in a millisecond or two
@@ -111,7 +111,7 @@ class Migration:
         memory.dirty_log(DirtyClient.MIGRATION, True)
         pages = progress.pages = PageSender(memory, writer)
         progress.setup_ended, progress.status = time.monotonic_ns(), "active"
-        yield from self._rounds(pages, writer)
+        yield from self._rounds(pages, writer, channel)
         progress.sent_before_stop = writer.sent
         progress.stopped = time.monotonic_ns() if running else 0
         vm.stop(RunState.FINISH_MIGRATE)
@@ -130,7 +130,7 @@ class Migration:
         self._job().final = True  # from here on the destination may be running it
         yield rest
 
-    def _rounds(self, pages: PageSender, writer: StreamWriter) -> Body:
+    def _rounds(self, pages: PageSender, writer: StreamWriter, channel: channels.Channel) -> Body:
         """Until what is left fits the downtime and a further round would not make it much less."""
         before = 1 << 62
         while True:
@@ -140,6 +140,9 @@ class Migration:
                 self.progress.sent = writer.sent
             if not self._vm.running:
                 return
+            if channel.answers:
+                writer.table(CATCH_UP, {})
+                yield channel.catch_up
             pages.add(self._vm.accel.memory.dirty_fetch(DirtyClient.MIGRATION))
             self.progress.rounds += 1
             left = pages.remaining * PAGE

@@ -33,6 +33,8 @@ _MAX_TABLE = 64 << 20  # the largest device (VGA memory is RAM) stays far below
 MAX_PAGES = 1 << 20  # bytes of RAM in one PAGES section
 MAX_RUNS = MAX_PAGES // PAGE
 
+CATCH_UP = "catch-up"  # a table with nothing in it: the destination answers when it has come so far
+
 Run = tuple[int, int]  # offset in RAM space and length, whole pages
 
 
