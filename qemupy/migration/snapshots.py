@@ -46,6 +46,9 @@ class Image(StateImage, Protocol):
 
     filename: str
 
+    @property
+    def cluster_size(self) -> int: ...
+
     def snapshots(self) -> list[Any]: ...
 
     def snapshot_create(self, name: str, date_sec: int, date_nsec: int, vm_clock_nsec: int, vm_state_size: int,
@@ -84,8 +87,10 @@ class Loaded:
     """A snapshot whose RAM is known page by page: where it lies, and with `state` everything else. Its clusters are
     pinned and a descriptor of the file is kept until `close`."""
 
-    def __init__(self, image: Image, info: Info, state: State | None, fd: int, extents: tuple[RamExtent, ...]) -> None:
-        self.image, self.id, self.state, self.extents = image, info.id, state, extents
+    def __init__(
+        self, image: Image, info: Info, stored: list[Run], state: State | None, fd: int, extents: tuple[RamExtent, ...]
+    ) -> None:
+        self.image, self.id, self.stored, self.state, self.extents = image, info.id, stored, state, extents
         self.date = (info.date_sec, info.date_nsec)
         self.gone = False  # the image gave the clusters away
         self._fd = fd
@@ -106,7 +111,7 @@ class Loaded:
         if extents is None:
             os.close(fd)
             return None
-        return cls(image, info, state, fd, extents)
+        return cls(image, info, stored, state, fd, extents)
 
     def is_of(self, image: Image, info: Info) -> bool:
         same = info.id == self.id and (info.date_sec, info.date_nsec) == self.date
@@ -211,7 +216,7 @@ class Snapshots:
         memory.dirty_log(DirtyClient.MIGRATION, True)
         try:
             yield _io(image.vmstate_begin)
-            yield _io(writer.everything)
+            yield _io(self._first_pass(writer, image))
             yield _io(image.flush)
             self._stop(RunState.SAVE_VM)
             dirty = memory.dirty_fetch(DirtyClient.MIGRATION)
@@ -225,6 +230,19 @@ class Snapshots:
         finally:
             memory.dirty_log(DirtyClient.MIGRATION, False)
             self._go_on(running)
+
+    def _first_pass(self, writer: RamWriter, image: Image) -> Callable[[], None]:
+        """All of RAM; or, if its last snapshot is there still, what was written since: the log ends with this."""
+        base = self.base
+        if base is None or base.image is not image or vmstate.GRANULE % image.cluster_size:
+            return writer.everything
+        info = next((s for s in image.snapshots() if base.is_of(image, s)), None)
+        if info is None:
+            return writer.everything
+        dirty = self._memory.dirty_fetch(DirtyClient.SNAPSHOT)
+        stored = base.stored
+        self._forget_base()
+        return lambda: writer.since(info, stored, dirty)
 
     def _on_cancel(self, writer: RamWriter) -> None:
         job = self._vm.jobs.current

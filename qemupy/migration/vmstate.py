@@ -37,6 +37,8 @@ class StateImage(Protocol):
 
     def vmstate_write(self, offset: int, data: bytes | memoryview) -> None: ...
 
+    def vmstate_share(self, snapshot: Any, source: int, offset: int, length: int) -> None: ...
+
     def vmstate_read(self, offset: int, data: memoryview, snapshot: Any = None) -> None: ...
 
     def vmstate_extents(self, snapshot: Any, offset: int, length: int) -> list[tuple[int, int | None, int]] | None:
@@ -104,13 +106,32 @@ class RamWriter:
     def everything(self) -> None:
         self._write(bytearray(self._memory.nonzero(0, self._memory.size, GRANULE)))
 
-    def again(self, dirty: bytes) -> None:
-        """The granules with pages marked in `dirty`, one byte for each page."""
-        per = GRANULE // PAGE
+    def since(self, base: Any, stored: list[Run], dirty: bytes) -> None:
+        """What differs from the snapshot `base`, which holds `stored`; the rest is shared with it. `dirty`: the pages
+        written since then."""
+        same = bytearray(len(self._written))
+        for offset, length in stored:
+            same[offset // GRANULE : (offset + length) // GRANULE] = b"\1" * (length // GRANULE)
+        for at, mark in enumerate(self._granules(dirty)):
+            same[at] &= ~mark
+        for offset, length in runs(same, GRANULE):
+            if self.cancelled:
+                return
+            self._image.vmstate_share(base, RAM_BASE + offset, RAM_BASE + offset, length)
+        self._written = same
+        self.again(dirty)
+
+    def _granules(self, dirty: bytes) -> bytearray:
         marks = bytearray(len(self._written))
         for offset, length in runs(dirty):
             first, last = offset // GRANULE, (offset + length - 1) // GRANULE
             marks[first : last + 1] = b"\1" * (last + 1 - first)
+        return marks
+
+    def again(self, dirty: bytes) -> None:
+        """The granules with pages marked in `dirty`, one byte for each page."""
+        per = GRANULE // PAGE
+        marks = self._granules(dirty)
         for at in [i for i, mark in enumerate(marks) if mark and not self._written[i]]:
             size = min(per * PAGE, self._memory.size - at * GRANULE)
             marks[at] = self._memory.nonzero(at * GRANULE, size, GRANULE)[0]

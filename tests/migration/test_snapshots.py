@@ -217,6 +217,29 @@ def test_a_page_that_cannot_be_read_stops_the_machine_until_it_can(process: Proc
     assert run("info status") == "VM status: running"
 
 
+def test_a_further_snapshot_shares_what_did_not_change(tmp_path: Path, floppy: Path) -> None:
+    """With memory that stands still, the second snapshot's RAM is the first one's clusters, and each lives alone."""
+    disk = qcow2(tmp_path / "a.qcow2")
+    with machine(tmp_path, floppy, disk) as process:
+        process.wait_passes()
+        run = process.mon.run
+        run("stop")
+        assert run("savevm one") == ""
+        before = disk.stat().st_blocks * 512
+        for tag in ("two", "three"):
+            assert run(f"savevm {tag}") == ""
+        assert disk.stat().st_blocks * 512 - before < 1 << 20 <= before
+        assert run("delvm one") == "" and run("loadvm three") == "" and run("delvm three") == ""
+        run("cont")
+        process.wait_passes()
+        assert run("loadvm two") == ""
+        process.wait_passes()
+        process.mon.send("quit")
+        assert process.wait() == 0
+    done = subprocess.run(["qemu-img", "check", disk], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def mappings(process: Process) -> int:
     return len(Path(f"/proc/{process.process.pid}/maps").read_text().splitlines())
 
