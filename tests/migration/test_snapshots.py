@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import time
@@ -283,3 +284,40 @@ def test_ten_cycles(tmp_path: Path, floppy: Path) -> None:
 @pytest.mark.long
 def test_two_hundred_cycles(tmp_path: Path, floppy: Path) -> None:
     cycles(tmp_path, floppy, 200)
+
+
+def test_a_damaged_state_is_refused_and_the_machine_runs_on(process: Process, tmp_path: Path) -> None:
+    """Bits flipped in what describes the machine; the seed is fixed, the damage is undone each time."""
+    run, image = process.mon.run, tmp_path / "a.qcow2"
+    run("savevm one")
+    data = image.read_bytes()
+    head = data.index(b"QEMUPYVM")
+    end = data.index(b"cpu.0", head)
+    rng = random.Random(5)
+    with image.open("r+b") as file:
+        for _ in range(20):
+            at = rng.randrange(head, end)
+            file.seek(at)
+            file.write(bytes([data[at] ^ 1 << rng.randrange(8)]))
+            file.flush()
+            assert run("loadvm one").startswith("Error: Snapshot 'one'")
+            file.seek(at)
+            file.write(data[at : at + 1])
+            file.flush()
+    process.wait_passes()
+    assert run("info status") == "VM status: running" and run("loadvm one") == ""
+    process.wait_passes()
+
+
+def test_monitors_answer_while_a_snapshot_is_saved(process: Process) -> None:
+    process.mon.send("savevm one")
+    worst = 0.0
+    for _ in range(20):
+        begin = time.monotonic()
+        process.other.run("info status")
+        worst = max(worst, time.monotonic() - begin)
+        assert process.other.run("stop") in ("", "Error: 'stop' is not possible while 'savevm' is running")
+    process.mon.until_prompt()
+    process.other.run("cont")
+    assert worst < 0.05 * SCALE
+    process.wait_passes()
