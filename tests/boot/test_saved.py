@@ -69,6 +69,8 @@ def boot_in_pieces(boot: BootFunction, tmp_path: Path, hops: int, pause: tuple[f
     for _ in range(hops):
         machine.idle(rng.uniform(*pause))
         monitor = Monitor(socket_path)
+        while "inmigrate" in monitor.run("info status"):
+            machine.idle(0.02)
         assert monitor.run(f"migrate file:{state}") == ""
         assert "postmigrate" in monitor.run("info status")
         monitor.quit()
