@@ -43,8 +43,8 @@ def program(accelerator: str) -> list[str]:
 class Machine:
     """A running machine; text() is everything on its console so far, without escape sequences."""
 
-    def __init__(self, accelerator: str, *arguments: str | Path, log: Path) -> None:
-        self.command = [*program(accelerator), *map(str, arguments)]
+    def __init__(self, accelerator: str, *arguments: str | Path, log: Path, start: list[str] | None = None) -> None:
+        self.command = [*(start or program(accelerator)), *map(str, arguments)]
         self.log = log
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT)

@@ -49,6 +49,9 @@ class Host:
         self.notifiers[fd] = call
         return fd
 
+    def ring(self, notifier: int) -> None:
+        os.eventfd_write(notifier, 1)
+
     def post(self, call: Callable[[], None]) -> None:
         self.posted.append(call)
 

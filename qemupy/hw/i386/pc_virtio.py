@@ -26,7 +26,8 @@ class Host:
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
-        self.post = vm.loop.post
+        self._calls: dict[int, Callable[[], None]] = {}
+        self.post = vm.drive_workers.soon
 
     @property
     def running(self) -> bool:
@@ -42,9 +43,16 @@ class Host:
             os.eventfd_read(fd)
             call()
 
+        self._calls[fd] = call
         self._vm.loop.watch(fd, ring)
         self._vm.on_close(lambda: os.close(fd))
         return fd
+
+    def ring(self, notifier: int) -> None:
+        if self._vm.config.icount is None:
+            os.eventfd_write(notifier, 1)
+        else:
+            self.post(self._calls[notifier])
 
     def on_resume(self, call: Callable[[], None]) -> None:
         self._vm.on_run_state(lambda state: call() if state == RunState.RUNNING else None)

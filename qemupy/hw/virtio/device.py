@@ -16,7 +16,6 @@ What the guest may get wrong in its rings ends in `fail`: the device is broken u
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
@@ -50,6 +49,9 @@ class VirtioHost(Protocol):
 
     def notifier(self, call: Callable[[], None]) -> int:
         """An eventfd; `call` is called from the main loop after it was written to."""
+
+    def ring(self, notifier: int) -> None:
+        """As if it had been written to."""
 
     def post(self, call: Callable[[], None]) -> None:
         """Call it from the main loop soon."""
@@ -224,7 +226,7 @@ class VirtioDevice(Device):
     def notify(self, number: int) -> None:
         """A doorbell that came as a register access."""
         if number < len(self.queues):
-            os.eventfd_write(self.queues[number].notifier, 1)
+            self.host.ring(self.queues[number].notifier)
 
     # Requests
 
@@ -252,7 +254,7 @@ class VirtioDevice(Device):
     def _serve_all(self) -> None:
         for queue in self.queues:
             if queue.enabled:
-                os.eventfd_write(queue.notifier, 1)
+                self.host.ring(queue.notifier)
 
     def guarded(self, done: Callable[[int], None]) -> Callable[[int], None]:
         """`done` for a backend: not called any more once the device was reset or loaded."""
