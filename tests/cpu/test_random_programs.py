@@ -1,0 +1,51 @@
+"""Random programs give the same registers, memory and instruction count however often and under whatever they run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from accels import ACCELS
+from qemupy._core import lib
+from random_program import FAULTS, Program, prepare
+from rawguest import RawGuest
+
+BUDGET = 60_000_000
+FAST_SEEDS = 4
+LONG_SEEDS = int(os.environ.get("QEMUPY_RANDOM_PROGRAMS", "500"))
+
+
+def outcome(program: Program, seed: int, accel: str) -> tuple[int, int, list[int]]:
+    """Checksum, instructions, faults and general registers."""
+    written: list[int] = []
+    with RawGuest(ram=16 << 20, accel=accel, shift=0) as guest:
+        guest.pio_write = lambda port, size, value: written.append(value)
+        prepare(guest, program, seed)
+        reason = guest.run(BUDGET)
+        state = guest.state()
+        assert reason == lib.QPY_EXIT_HALT, f"seed {seed}: exit {reason}, rip {state.rip:#x}, count {state.icount}"
+        faults = guest.get_int(FAULTS, 4)
+        assert len(written) == 1 and faults > 0, f"seed {seed}: {written}, {faults} faults"
+        return written[0], int(state.icount), [faults, *map(int, state.gpr)]
+
+
+def check(seed: int, bits: int) -> None:
+    program = Program(seed, bits)
+    expected = outcome(program, seed, "interp")
+    assert expected[1] > 10_000
+    for accel in ACCELS:
+        assert outcome(program, seed, accel) == expected, f"seed {seed}, {bits} bits, {accel}"
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+@pytest.mark.parametrize("seed", range(FAST_SEEDS))
+def test_programs_repeat(seed: int, bits: int) -> None:
+    check(seed, bits)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bits", [64, 32])
+def test_many_programs(bits: int) -> None:
+    """A failure names its seed: `Program(seed, bits)` makes the program again."""
+    for seed in range(FAST_SEEDS, FAST_SEEDS + LONG_SEEDS):
+        check(seed, bits)
