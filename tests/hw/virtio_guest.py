@@ -102,7 +102,11 @@ class Board:
         self.levels: list[bool] = []
         self.bus.route = lambda devfn, pin, level: self.levels.append(level)
         self.host = Host(self.accel)
-        self.device, self.function = make(self.host)
+        try:
+            self.device, self.function = make(self.host)
+        except BaseException:
+            self.close()  # a BQL left locked would hang the next test that runs a vCPU
+            raise
         self.devfn = self.bus.plug(self.function)
 
     def close(self) -> None:
