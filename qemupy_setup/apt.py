@@ -107,25 +107,34 @@ def _newest_kernel(apt: list[str], package: str, arch: str) -> str:
 
 
 def package_tree(package: str, arch: str = "amd64") -> Path:
-    """The files of a package (for a kernel's meta package: of the kernel), unpacked in the cache."""
+    """The files of a package (for a kernel's meta package: of the kernel, without modules), unpacked in the cache."""
+    return _unpacked(package, arch, f"{package}_{arch}", ["./boot"])  # modules are 300 MB, and few guests load any
 
+
+def kernel_modules(package: str, patterns: list[str], title: str, arch: str = "amd64") -> Path:
+    """Those files of a kernel's meta package that match, such as `./lib/modules/*/kernel/drivers/virtio`."""
+    return _unpacked(package, arch, f"{package}_{arch}_{title}", patterns)
+
+
+def _unpacked(package: str, arch: str, name: str, kernel_files: list[str]) -> Path:
     def unpack(result: Path) -> None:
         apt = _private_apt()
         meta = re.fullmatch(r"linux-image-(cloud-)?(amd64|686|686-pae)", package)
-        name = _newest_kernel(apt, package, arch) if meta else package
+        real = _newest_kernel(apt, package, arch) if meta else package
         folder = result.parent
-        words = [*apt, "apt-get", "-q", "download", f"{name}:{arch}"]
+        words = [*apt, "apt-get", "-q", "download", f"{real}:{arch}"]
         run(words, cwd=folder)
         (archive,) = folder.glob("*.deb")
         result.mkdir()
-        if meta:  # its modules are 300 MB and no guest of ours loads them from here
-            run(["sh", "-c", 'dpkg-deb --fsys-tarfile "$0" | tar -xC "$1" ./boot', archive, result])
+        if meta:
+            tar = 'deb="$0" to="$1"; shift; dpkg-deb --fsys-tarfile "$deb" | tar -xC "$to" --wildcards "$@"'
+            run(["sh", "-c", tar, archive, result, *kernel_files])
         else:
             run(["dpkg-deb", "-x", archive, result])
 
     folder = cache_dir() / "packages"
     folder.mkdir(parents=True, exist_ok=True)
-    return made_once(folder / f"{package}_{arch}", f"fetch {package} ({arch})", unpack)
+    return made_once(folder / name, f"fetch {package} ({arch})", unpack)
 
 
 def one_file(tree: Path, pattern: str) -> Path:

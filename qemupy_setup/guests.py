@@ -45,6 +45,27 @@ def linux(package: str, arch: str = "amd64") -> LinuxGuest:
     return LinuxGuest(apt.one_file(apt.package_tree(package, arch), "boot/vmlinuz-*"), busybox_initrd(arch))
 
 
+# In the order they are loaded; `drivers/` of the kernel's modules
+VIRTIO_MODULES = (
+    "virtio/virtio.ko", "virtio/virtio_ring.ko", "virtio/virtio_pci_legacy_dev.ko", "virtio/virtio_pci_modern_dev.ko",
+    "virtio/virtio_pci.ko", "block/virtio_blk.ko", "char/hw_random/virtio-rng.ko",
+)  # fmt: skip
+
+
+def virtio_linux() -> LinuxGuest:
+    """The cloud kernel with an initramfs that loads virtio drivers, which are modules there."""
+    package = "linux-image-cloud-amd64"
+
+    def make(path: Path) -> None:
+        patterns = [f"./lib/modules/*/kernel/drivers/{name}" for name in VIRTIO_MODULES]
+        tree = apt.kernel_modules(package, patterns, "virtio")
+        modules = [apt.one_file(tree, f"lib/modules/*/kernel/drivers/{name}") for name in VIRTIO_MODULES]
+        path.write_bytes(initramfs.busybox_initramfs(busybox("amd64"), modules=modules))
+
+    initrd = _file("busybox-virtio-1.cpio.gz", "make the busybox initramfs with virtio drivers", make)
+    return LinuxGuest(linux(package).kernel, initrd)
+
+
 def installer(arch: str) -> LinuxGuest:
     """Debian's installer, network boot, text mode."""
     tree = apt.package_tree(f"debian-installer-12-netboot-{arch}")

@@ -44,12 +44,16 @@ def cpio(entries: Iterable[Entry]) -> bytes:
     return bytes(out)
 
 
-def busybox_initramfs(busybox: Path, init: str = INIT) -> bytes:
-    """A gzipped initramfs with this statically linked busybox and /init."""
-    folders = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp", "mnt")]
+def busybox_initramfs(busybox: Path, init: str = INIT, modules: Iterable[Path] = ()) -> bytes:
+    """A gzipped initramfs with this statically linked busybox and /init, which loads the modules in their order."""
+    modules = list(modules)
+    loads = "".join(f"insmod /modules/{path.name}\n" for path in modules)
+    init = init.replace(f"echo {READY}", f"{loads}echo {READY}")
+    folders = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp", "mnt", "modules")]
     return gzip.compress(cpio([
         *folders,
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         Entry("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()),
+        *(Entry(f"modules/{path.name}", stat.S_IFREG | 0o644, path.read_bytes()) for path in modules),
         Entry("init", stat.S_IFREG | 0o755, init.encode()),
     ]), mtime=0)
