@@ -46,23 +46,24 @@ def linux(package: str, arch: str = "amd64") -> LinuxGuest:
 
 
 # In the order they are loaded; `drivers/` of the kernel's modules
-VIRTIO_MODULES = (
+DISK_MODULES = (
     "virtio/virtio.ko", "virtio/virtio_ring.ko", "virtio/virtio_pci_legacy_dev.ko", "virtio/virtio_pci_modern_dev.ko",
-    "virtio/virtio_pci.ko", "block/virtio_blk.ko", "char/hw_random/virtio-rng.ko",
+    "virtio/virtio_pci.ko", "block/virtio_blk.ko", "char/hw_random/virtio-rng.ko", "scsi/scsi_common.ko",
+    "scsi/scsi_mod.ko", "scsi/sd_mod.ko", "ata/libata.ko", "ata/ata_piix.ko",
 )  # fmt: skip
 
 
-def virtio_linux() -> LinuxGuest:
-    """The cloud kernel with an initramfs that loads virtio drivers, which are modules there."""
+def linux_with_disks() -> LinuxGuest:
+    """The cloud kernel with an initramfs that loads the drivers of virtio devices and IDE disks, modules there."""
     package = "linux-image-cloud-amd64"
 
     def make(path: Path) -> None:
-        patterns = [f"./lib/modules/*/kernel/drivers/{name}" for name in VIRTIO_MODULES]
-        tree = apt.kernel_modules(package, patterns, "virtio")
-        modules = [apt.one_file(tree, f"lib/modules/*/kernel/drivers/{name}") for name in VIRTIO_MODULES]
+        patterns = [f"./lib/modules/*/kernel/drivers/{name}" for name in DISK_MODULES]
+        tree = apt.kernel_modules(package, patterns, "disks")
+        modules = [apt.one_file(tree, f"lib/modules/*/kernel/drivers/{name}") for name in DISK_MODULES]
         path.write_bytes(initramfs.busybox_initramfs(busybox("amd64"), modules=modules))
 
-    initrd = _file("busybox-virtio-1.cpio.gz", "make the busybox initramfs with virtio drivers", make)
+    initrd = _file("busybox-disks-1.cpio.gz", "make the busybox initramfs with disk drivers", make)
     return LinuxGuest(linux(package).kernel, initrd)
 
 

@@ -25,7 +25,7 @@ def medium(tmp_path: Path) -> Path:
 
 
 def start(boot: BootFunction, *arguments: str | Path) -> Machine:
-    guest = guests.virtio_linux()
+    guest = guests.linux_with_disks()
     machine = boot("-m", "256", "-nographic", "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", CONSOLE,
                    *arguments)
     to_shell(machine, "cloud-amd64")
