@@ -115,6 +115,7 @@ def grub_iso() -> Path:
 ALL: list[Callable[[], object]] = [
     debian_disk,
     lambda: linux("linux-image-cloud-amd64"),
+    linux_with_disks,
     lambda: linux("linux-image-amd64"),
     lambda: linux("linux-image-686", "i386"),
     lambda: linux("linux-image-686-pae", "i386"),

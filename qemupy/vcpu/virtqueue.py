@@ -9,6 +9,8 @@ from qemupy._core import ffi, lib
 from qemupy.memory.core import CoreMemory
 from qemupy.memory.virtqueue import MAX_SIZE, Chain, VirtqueueError
 
+_push = lib.qpy_virtq_push  # found once: it is called for each request
+
 
 class CoreVirtqueue:
     def __init__(self, machine: Any, memory: CoreMemory) -> None:
@@ -38,7 +40,7 @@ class CoreVirtqueue:
 
     def _chains(self, count: int) -> list[Chain]:
         words = self._words[:count].tolist()
-        view = self._memory.view
+        ram = self._memory.view(0, self._memory.size)
         chains, at = [], 0
         while at < count:
             head, readable, writable = words[at : at + 3]
@@ -46,8 +48,8 @@ class CoreVirtqueue:
             at = middle + 2 * writable
             chains.append(Chain(
                 head,
-                [view(words[n], words[n + 1]) for n in range(first, middle, 2)],
-                [view(words[n], words[n + 1]) for n in range(middle, at, 2)],
+                [ram[words[n] : words[n] + words[n + 1]] for n in range(first, middle, 2)],
+                [ram[words[n] : words[n] + words[n + 1]] for n in range(middle, at, 2)],
             ))  # fmt: skip
         return chains
 
@@ -58,7 +60,8 @@ class CoreVirtqueue:
         return self._chains(self._check(lib.qpy_virtq_retake(self._handle, head, self._out)))[0]
 
     def push(self, head: int, written: int) -> bool:
-        return self._check(lib.qpy_virtq_push(self._handle, head, written)) > 0
+        wanted = _push(self._handle, head, written)
+        return (wanted if wanted >= 0 else self._check(wanted)) > 0
 
     def taken(self) -> list[int]:
         heads = ffi.new("uint16_t[]", MAX_SIZE)

@@ -70,3 +70,21 @@ def test_ipxe_starts_in_real_mode(boot: BootFunction) -> None:
     machine = boot("-m", "64", "-nographic", "-kernel", guests.ipxe())
     machine.expect("iPXE initialising", 60)
     machine.expect("Open Source Network Boot Firmware", 60)
+
+
+def talking_sector(letter: str) -> bytes:
+    """A boot sector that says `booted LETTER` on COM1 and stops."""
+    out = b"".join(b"\xb0" + bytes((byte,)) + b"\xee" for byte in f"booted {letter}\n".encode())
+    return (b"\xba\xf8\x03" + out + b"\xf4\xeb\xfd").ljust(510, b"\0") + b"\x55\xaa"
+
+
+@pytest.mark.parametrize(("first", "letter"), [("ide", "I"), ("virtio", "V")])
+def test_bootindex_chooses_the_disk(boot: BootFunction, tmp_path: Path, first: str, letter: str) -> None:
+    order = {"ide": 2, "virtio": 2, first: 1}
+    arguments: list[str | Path] = ["-m", "64", "-nographic"]
+    for name, device, said in (("ide", "ide-hd", "I"), ("virtio", "virtio-blk-pci", "V")):
+        image = tmp_path / f"{name}.img"
+        image.write_bytes(talking_sector(said).ljust(1 << 20, b"\0"))
+        arguments += ["-drive", f"if=none,id={name},file={image},format=raw",
+                      "-device", f"{device},drive={name},bootindex={order[name]}"]
+    boot(*arguments).expect(f"booted {letter}", 60)

@@ -51,7 +51,8 @@ def measure(command: list[str], bus: str, image: Path, block: int, size: int, lo
         guest_machine.expect(initramfs.PROMPT, 60)
         for name, pattern in (("read", READ), ("write", WRITE)):
             timed(guest_machine, pattern.format(disk=disk, block=block, count=16))  # warm up
-            speeds[name] = size / timed(guest_machine, pattern.format(disk=disk, block=block, count=size // block)) / 1e6
+            took = timed(guest_machine, pattern.format(disk=disk, block=block, count=size // block))
+            speeds[name] = size / took / 1e6
         guest_machine.send("poweroff -f\n")
         guest_machine.wait(60)
     return speeds

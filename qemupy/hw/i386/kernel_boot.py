@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qemupy.errors import ConfigError
-from qemupy.hw.i386 import boot_rom, direct_boot, elf_boot, linux_boot, text_mode
+from qemupy.hw.i386 import boot_order, boot_rom, direct_boot, elf_boot, linux_boot, text_mode
 from qemupy.hw.i386.kernel_image import BzImage, ElfKernel, parse, read_file
 from qemupy.hw.i386.linux_boot import Load
 from qemupy.hw.misc import fw_cfg as keys
@@ -61,4 +61,4 @@ def _add_rom(board: Pc, load: Load, rom: bytes) -> None:
 
     board.fw_cfg.add_bytes(keys.KERNEL_DATA, deliver)
     board.fw_cfg.add_file(boot_rom.FILE, rom)
-    board.fw_cfg.add_file("bootorder", boot_rom.BOOT_ORDER.encode() + b"\0")
+    board.fw_cfg.add_file(boot_order.FILE, board.boot_order.content(boot_rom.BOOT_ORDER))

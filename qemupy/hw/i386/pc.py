@@ -19,7 +19,8 @@ from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
 from qemupy.hw.display.vga import VgaCore
 from qemupy.hw.display.vga_pci import VgaPci
-from qemupy.hw.i386 import firmware, kernel_boot, pc_fw_cfg, pc_isa, pc_virtio
+from qemupy.hw.i386 import boot_order, firmware, kernel_boot, pc_fw_cfg, pc_isa, pc_virtio
+from qemupy.hw.i386.boot_order import BootOrder
 from qemupy.hw.i386.pc_devices import add_device
 from qemupy.hw.i386.pc_drives import Floppies, IdeDrives
 from qemupy.hw.i386.pc_isa import FROM_PCI, FROM_SCI, SHARED, Interrupts
@@ -48,6 +49,7 @@ class Pc:
         self.vm = vm
         for _ in range(vm.config.smp):
             vm.add_vcpu(vm.config.cpu)
+        self.boot_order = BootOrder()
         self.memory = PcMemory(vm.memory_root, vm.accel.memory, vm.config.ram)
         name, bios = firmware.load_bios(vm.config.bios, vm.config.data_dirs)
         self.memory.add_bios(bios)
@@ -73,6 +75,8 @@ class Pc:
         self._fill_cmos()
         if vm.config.kernel is not None:
             kernel_boot.prepare(self, vm.config.kernel)
+        elif order := self.boot_order.content():
+            self.fw_cfg.add_file(boot_order.FILE, order)
 
     def direct_identity(self) -> smbios.Identity:
         """With a firmware structure of our own, which SeaBIOS would otherwise add."""
@@ -116,7 +120,7 @@ class Pc:
         self.vga, self.vga_rom = vga, rom
 
     def _add_ide(self) -> None:
-        self.ide = IdeDrives(self.vm, self.irqs)
+        self.ide = IdeDrives(self.vm, self.irqs, self.boot_order)
         self._add_pci("piix3-ide", self.ide.function, 9)
         self.ide.attach_configured()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Addresses and interrupts of the numbered serial and parallel ports
 ISA_PORTS = {"isa-serial": pc_isa.SERIAL_PORTS, "isa-parallel": ((0x378, 7), (0x278, 7), (0x3BC, 7))}
-PLACED_BY_BOARD = {"id", "driver", "bus", "bootindex"}
+PLACED_BY_BOARD = {"id", "driver", "bus"}
 
 
 def add_device(board: Pc, given: dict[str, str]) -> None:

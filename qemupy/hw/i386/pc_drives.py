@@ -13,6 +13,7 @@ from qemupy.hw.block.fdc import Fdc, IsaDma
 from qemupy.hw.block.ide import IdeChannel
 from qemupy.hw.block.piix_ide import PiixIde
 from qemupy.hw.core import registry
+from qemupy.hw.i386.boot_order import BootOrder, ide_drive
 from qemupy.hw.i386.pc_isa import Interrupts
 from qemupy.hw.timer.cmos_layout import DiskGeometry
 from qemupy.vm import Vm
@@ -22,8 +23,8 @@ IDE_DEVICES: dict[str, type[AtaDisk | AtapiDrive]] = {"ide-hd": AtaDisk, "ide-cd
 
 
 class IdeDrives:
-    def __init__(self, vm: Vm, irqs: Interrupts) -> None:
-        self._vm = vm
+    def __init__(self, vm: Vm, irqs: Interrupts, boot_order: BootOrder) -> None:
+        self._vm, self._boot_order = vm, boot_order
         self.channels: list[IdeChannel] = []
         for n, (command, control, irq) in enumerate(CHANNELS):
             channel = IdeChannel(irq=irqs.isa(irq))
@@ -49,6 +50,7 @@ class IdeDrives:
             raise ConfigError(f"-device {kind}: " + (f"Can't find value '{name}'" if name else "No drive specified"))
         bus, unit = given.pop("bus", ""), given.pop("unit", "")
         index = self._place(kind, bus, unit)
+        self._boot_order.add(self._boot_order.take(given), ide_drive(index))
         if drive is None:
             raise ConfigError(f"-device {kind}: an empty drive needs a -drive if=none,media=cdrom,id=...")
         self._attach(kind, drive, index, given)
@@ -74,7 +76,7 @@ class IdeDrives:
         share_rw = options.boolean("share-rw", given.pop("share-rw", "off"))
         if kind == "ide-cd" and not drive.removable:
             drive.removable = True
-        given = {key: value for key, value in given.items() if key not in ("bootindex", "driver")}
+        given = {key: value for key, value in given.items() if key != "driver"}
         device = cls(block=drive, **registry.parse_props(cls, given))  # type: ignore[arg-type]
         channel = self.channels[index // 2]
         if channel.drives[index % 2] is not None:

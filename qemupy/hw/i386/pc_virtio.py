@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from qemupy.config import RERROR, WERROR
 from qemupy.errors import ConfigError, QemupyError
 from qemupy.hw.block.virtio_blk import VirtioBlk
 from qemupy.hw.core import registry
+from qemupy.hw.i386.boot_order import virtio_disk
+from qemupy.hw.misc.virtio_rng import VirtioRng
 from qemupy.hw.virtio import VirtioDevice, VirtioPci
 from qemupy.memory.virtqueue import Virtqueue
 from qemupy.vm import RunState, Vm
@@ -75,13 +78,16 @@ def add(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
         given = dict(given)
         wires: dict[str, Any] = {"host": Host(board.vm)}
         drive = _take_drive(board.vm, device_cls, given, wires)
+        boot_index = board.boot_order.take(given) if drive is not None else None
+        if issubclass(device_cls, VirtioRng):
+            wires["entropy"] = _entropy(board.vm, given)
         pci_keys = {key for key in given if key.replace("-", "_") in cls.__props__}
         of_function: dict[str, Any] = registry.parse_props(cls, {key: given[key] for key in pci_keys})
         rest = {key: value for key, value in given.items() if key not in pci_keys}
         of_device: dict[str, Any] = registry.parse_props(device_cls, rest)
         device = device_cls(**wires, **of_device)
         function = cls(device=device, **of_function)
-        board.bus.plug(function)
+        board.boot_order.add(boot_index, virtio_disk(board.bus.plug(function)))
         _enter(board.vm, name or f"{entry.name}.{len(board.vm.devices)}", device, function)
         if drive is not None:
             drive[0].attach(f"/machine/peripheral/{name}/virtio-backend" if name else
@@ -89,6 +95,13 @@ def add(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
                             share_rw=drive[1])  # fmt: skip
     except ConfigError as e:
         raise _located(e, kind) from None
+
+
+def _entropy(vm: Vm, given: dict[str, str]) -> Callable[[int], bytes]:
+    """The host's, or with `-seed` one that repeats."""
+    if given.get("rng"):
+        raise ConfigError(f"Device '{given['rng']}' not found")
+    return os.urandom if vm.config.seed is None else random.Random(vm.config.seed).randbytes
 
 
 def _located(error: QemupyError, kind: str) -> QemupyError:

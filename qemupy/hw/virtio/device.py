@@ -111,7 +111,6 @@ class VirtQueue(State):
 class VirtioDevice(Device):
     device_type: ClassVar[int] = 0
     config_size: ClassVar[int] = 0  # bytes of the device-specific configuration
-    own_features: ClassVar[int] = 0
 
     host: VirtioHost
     event_idx: bool = prop(default=True, help="offer VIRTIO_F_EVENT_IDX")
