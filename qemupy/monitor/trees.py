@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qemupy.hw.core import Device
 from qemupy.hw.pci.bus import PciBus
 from qemupy.hw.pci.device import Bar, PciDevice
+from qemupy.hw.virtio import VirtioDevice, VirtioPci
 from qemupy.memory.flatview import FlatRange, FlatView
 from qemupy.memory.region import MemoryRegion
 from qemupy.vm import Vm
@@ -152,7 +153,7 @@ def qtree_lines(vm: Vm) -> Iterator[str]:
     functions = {id(d): devfn for devfn, d in _bus_functions(vm)}
     isa = [d for d in devices if places.get(d.qdev_name) == "ISA"]
     pci = [d for d in devices if isinstance(d, PciDevice)]
-    rest = [d for d in devices if d not in isa and d not in pci]
+    rest = [d for d in devices if d not in isa and d not in pci and not isinstance(d, VirtioDevice)]
     yield "bus: main-system-bus"
     yield "  type System"
     for device in rest:
@@ -187,3 +188,7 @@ def _pci_device_lines(vm: Vm, device: PciDevice, devfn: int) -> Iterator[str]:
         start = bar.address if bar.address is not None else (1 << 64) - 1
         kind = "i/o" if bar.is_io else "mem"
         yield f"{indent}bar {bar.index}: {kind} at {start:#x} [{start + bar.size - 1 & (1 << 64) - 1:#x}]"
+    if isinstance(device, VirtioPci):
+        yield f"{indent}bus: virtio-bus"
+        yield f"{indent}  type virtio-pci-bus"
+        yield from _device_lines(vm, device.device, f"{indent}  ")

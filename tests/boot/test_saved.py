@@ -3,6 +3,7 @@
 The moments follow a seed that is printed; QEMUPY_SEED repeats a run.
 """
 
+import hashlib
 import os
 import random
 import shutil
@@ -119,3 +120,38 @@ def test_debian_boot_in_twenty_pieces(boot: BootFunction, tmp_path: Path) -> Non
                                 "-drive", f"file={image},format=raw")
     machine.expect("login: ", 900)
     machine.check_alarms()
+
+
+@pytest.mark.boot
+def test_virtio_disk_in_the_middle_of_transfers(boot: BootFunction, tmp_path: Path) -> None:
+    """Copying and reading a virtio disk goes on over six machines, and all data is right."""
+    data = random.Random(5).randbytes(64 << 20)
+    medium, state, socket_path = tmp_path / "medium.img", tmp_path / "machine.state", tmp_path / "monitor"
+    medium.write_bytes(data + bytes(len(data)))
+    guest = guests.linux_with_disks()
+    options = ["-m", "128", "-nographic", "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", "console=ttyS0",
+               "-drive", f"file={medium},format=raw,if=virtio", "-device", "virtio-rng-pci",
+               "-monitor", f"unix:{socket_path},server=on,wait=off"]  # fmt: skip
+    machine = boot(*options)
+    machine.expect(initramfs.READY, 240)
+    machine.expect(initramfs.PROMPT, 60)
+    machine.send("for n in 1 2 3; do dd if=/dev/vda of=/dev/vda bs=256k count=256 seek=256 iflag=direct oflag=direct "
+                 "2>/dev/null; done; sync; md5sum < /dev/vda; echo over''.\n")
+    console = ""
+    for _ in range(6):
+        machine.idle(0.4)
+        monitor = Monitor(socket_path)
+        while "inmigrate" in monitor.run("info status"):
+            machine.idle(0.02)
+        assert monitor.run(f"migrate file:{state}") == ""
+        monitor.quit()
+        assert machine.wait(30) == 0
+        console += machine.text()
+        assert "over." not in console, "nothing was under way"
+        machine = boot(*options, "-incoming", f"file:{state}")
+    machine.expect(r"over\.", 120)
+    assert hashlib.md5(data + data).hexdigest() in machine.text()
+    machine.send("poweroff -f\n")
+    assert machine.wait(60) == 0
+    machine.check_alarms()
+    assert medium.read_bytes() == data + data

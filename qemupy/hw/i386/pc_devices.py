@@ -30,7 +30,7 @@ def add_device(board: Pc, given: dict[str, str]) -> None:
     if kind in IDE_DEVICES:
         board.ide.attach_device(kind, given)
         return
-    name = given.pop("id", "") or f"{kind}.{len(board.vm.devices)}"
+    name = _name(board, kind, given)
     if kind == "isa-debugcon":
         _add_debugcon(board, name, given)
     elif kind == "isa-debug-exit":
@@ -39,6 +39,16 @@ def add_device(board: Pc, given: dict[str, str]) -> None:
         _add_isa_port(board, kind, given)
     else:
         _add_other(board, kind, name, given)
+
+
+def _name(board: Pc, kind: str, given: dict[str, str]) -> str:
+    """The device's `id=`, or a name of its own."""
+    wanted = given.pop("id", "")
+    if wanted in board.vm.devices:
+        raise ConfigError(f"-device {kind}: Duplicate device ID '{wanted}'")
+    if wanted:
+        board.vm.user_ids.add(wanted)
+    return wanted or f"{kind}.{len(board.vm.devices)}"
 
 
 def _add_debugcon(board: Pc, name: str, given: dict[str, str]) -> None:

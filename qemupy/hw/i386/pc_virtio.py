@@ -13,7 +13,7 @@ from qemupy.backends.block.drive import Drive
 from qemupy.config import RERROR, WERROR
 from qemupy.errors import ConfigError, QemupyError
 from qemupy.hw.block.virtio_blk import VirtioBlk
-from qemupy.hw.core import registry
+from qemupy.hw.core import State, registry
 from qemupy.hw.i386.boot_order import virtio_disk
 from qemupy.hw.misc.virtio_rng import VirtioRng
 from qemupy.hw.virtio import VirtioDevice, VirtioPci
@@ -66,7 +66,7 @@ def add_configured(board: Pc) -> None:
     for config in board.vm.config.drives:
         if config.interface == "virtio":
             given = {"drive": config.id, **({"serial": config.serial} if config.serial else {})}
-            add(board, "virtio-blk-pci", "", given)
+            add(board, "virtio-blk-pci", f"virtio-blk-pci.{len(board.vm.devices)}", given)
 
 
 def add(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
@@ -88,11 +88,11 @@ def add(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
         device = device_cls(**wires, **of_device)
         function = cls(device=device, **of_function)
         board.boot_order.add(boot_index, virtio_disk(board.bus.plug(function)))
-        _enter(board.vm, name or f"{entry.name}.{len(board.vm.devices)}", device, function)
+        _enter(board.vm, name, device, function)
         if drive is not None:
-            drive[0].attach(f"/machine/peripheral/{name}/virtio-backend" if name else
-                            f"/machine/peripheral-anon/device[{len(board.vm.devices)}]/virtio-backend",
-                            share_rw=drive[1])  # fmt: skip
+            anonymous = sum(isinstance(d, VirtioPci) for n, d in board.vm.devices.items() if n not in board.vm.user_ids)
+            place = f"peripheral/{name}" if name in board.vm.user_ids else f"peripheral-anon/device[{anonymous - 1}]"
+            drive[0].attach(f"/machine/{place}/virtio-backend", share_rw=drive[1])
     except ConfigError as e:
         raise _located(e, kind) from None
 
@@ -111,10 +111,12 @@ def _located(error: QemupyError, kind: str) -> QemupyError:
 
 def _enter(vm: Vm, name: str, device: VirtioDevice, function: VirtioPci) -> None:
     """Queues are loaded before the device that works on them, and the device before its function."""
-    for queue in device.queues:
-        vm.add(f"{name}.queue{queue.number}", queue)
-    vm.add(f"{name}.virtio", device)
-    vm.add(name, function)
+    parts: dict[str, State] = {f"{name}.queue{queue.number}": queue for queue in device.queues}
+    parts |= {f"{name}.virtio": device, name: function}
+    for part, state in parts.items():
+        if part in vm.devices:
+            raise ConfigError(f"Duplicate device ID '{part}'")
+        vm.add(part, state)
 
 
 def _take_drive(
@@ -126,7 +128,8 @@ def _take_drive(
     name = given.pop("drive", None)
     drive = vm.drive_for(name) if name is not None else None
     if drive is None:
-        raise ConfigError(f"Can't find value '{name}'" if name is not None else "drive property not set")
+        missing = f"Property '{cls.qdev_name}.drive' can't find value '{name}'"
+        raise ConfigError(missing if name is not None else "drive property not set")
     if not drive.inserted:
         raise ConfigError("Device needs media, but drive is empty")
     wires["block"] = drive
