@@ -9,7 +9,7 @@ from qemupy import options
 from qemupy.errors import ConfigError
 
 # What the core has. QEMU's name for its translator stands for the best of ours.
-ACCELERATORS = {"interp": "interpret every instruction"}
+ACCELERATORS = {"dbt": "translate hot code", "interp": "interpret every instruction"}
 DEFAULT_ACCEL = "interp"
 _ALIASES = {"tcg": DEFAULT_ACCEL}
 

@@ -68,7 +68,8 @@ typedef struct DescTable {
 } DescTable;
 
 /* One software-TLB entry: an access of n bytes at lin hits when lin - tag <= 4096 - n (unsigned), and then lies at host
- * address lin + delta. An unfilled tag is the page of the neighbouring set, which no address of this set can match. */
+ * address lin + delta. An unfilled tag is a page of the set farthest away, which no access that begins in this set can
+ * match, however its end is rounded. */
 typedef struct TlbEntry {
     u64 rtag, wtag;
     i64 delta;
@@ -149,9 +150,21 @@ typedef struct FpuState {
     u64 fip, fdp;
 } FpuState;
 
+/* Flushed translations, for whoever keeps addresses of code by linear address (jit/): what the TLB dropped since the
+ * log was last emptied. */
+enum { FLUSHED_NONGLOBAL = 1, FLUSHED_ALL = 2, FLUSH_LOG_MAX = 16 };
+typedef struct FlushRange {
+    u64 base, size;
+} FlushRange;
+typedef struct FlushLog {
+    u32 kinds, n;
+    FlushRange range[FLUSH_LOG_MAX];
+} FlushLog;
+
 struct Machine; /* memory/machine.h: guest RAM, flat view, upcalls, clock, BQL; shared by all vCPUs */
 struct Apic;    /* apic/apic.h */
 struct Interp;  /* interp/block.h: decoded-block cache */
+struct Jit;     /* jit/jit.h: translated blocks; NULL: everything is interpreted */
 
 struct Cpu {
     u64 r[R_COUNT];
@@ -217,6 +230,15 @@ struct Cpu {
     struct Machine *machine;
     struct Apic *apic;
     struct Interp *interp;
+
+    /* Translated code (jit/) addresses these absolutely. */
+    struct Jit *jit;
+    u64 jit_sp;               /* stack pointer to leave with */
+    u64 jit_tmp[2];
+    u64 jit_mask[3];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits */
+    u32 jit_ax;               /* guest flags as LAHF and SETO give them */
+    const void *jit_fn[4];    /* C functions it calls */
+    FlushLog flush_log;
 
     /* counters for `info jit` and tests */
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;

@@ -15,6 +15,7 @@
 Block block_none = {.succ = {&block_none, &block_none}, .insn = &insn_none};
 const Insn insn_none;
 
+void (*block_drop_hook)(Cpu *c, Block *b);
 static Interp *interps[MAX_INTERPS];
 static u32 n_interps, interps_lock;
 
@@ -119,6 +120,7 @@ static void block_drop(Cpu *c, Interp *it, Block *b) {
     page_unlink(it, b, b->ram_off & PAGE_MASK);
     if (b->ram_off2 != ~0ull) page_unlink(it, b, b->ram_off2);
     b->tag = 0;
+    if (b->code) block_drop_hook(c, b);
     if (it->running != b) return;
     for (Insn *in = (Insn *)c->cur + 1; in < b->insn + b->n; in++) in->fn = op_leave_block;
 }
@@ -155,6 +157,7 @@ static void invalidate_page(Cpu *c, u64 off, unsigned n) {
         c->n_smc++;
     }
     if (hit) page_smc(c, p);
+    if (p && !p->blocks && n_interps == 1) ram_unmark_code(c->machine, p->page); /* data from now on */
 }
 
 static void invalidate(Cpu *c, u64 off, u64 n) {

@@ -42,6 +42,8 @@ typedef struct Block {
     u64 ram_off, ram_off2; /* first byte; second page if the only instruction crosses into it, else ~0 */
     u32 mode;
     u8 bytes[16]; /* checked: what was decoded */
+    u32 hits;             /* times interpreted while it had no translation */
+    struct JitCode *code; /* its translation (jit/) */
     struct Block *hash_next, *page_next[2];
 } Block;
 
@@ -83,6 +85,16 @@ _Static_assert(offsetof(Cpu, mode) == offsetof(Cpu, lookup_gen) + 4, "lookup_gen
 
 /* Finds or builds the block at rip (block.c). NULL: the code is not in RAM or ROM. May raise. */
 Block *block_lookup(Cpu *c);
+/* Called when a block is dropped, for its translation. */
+extern void (*block_drop_hook)(Cpu *c, Block *b);
+/* What a run loop does first: account for a block that was left half-way, take over what others reported. */
+void interp_begin(Cpu *c);
+/* Executes one block. */
+void block_exec(Cpu *c, const Block *b);
+/* Something other than the next block: interrupt shadow, single-step, code outside of RAM. True: leave the run loop. */
+bool run_special(Cpu *c, Interp *it);
+/* May b be entered at rip without looking? */
+bool block_still_holds(const Cpu *c, const Block *b, u64 rip);
 /* Drops what other threads reported as written. */
 void block_drain_remote(Cpu *c);
 /* Makes an executable Insn of at most avail bytes: decode, feature check, handler. Returns length or DECODE_MORE. */

@@ -1,5 +1,6 @@
 /* Re-encoding a guest instruction for its native stub (Intel SDM vol 2A, chapter 2): only the mandatory prefix stays,
- * a memory operand becomes [rdi], a general register rcx. The decoder has accepted the bytes already. */
+ * a memory operand becomes [rdi], a general register rcx (in translated code, whatever it asks for). The decoder has
+ * accepted the bytes already. */
 #include "interp/fpu_ops.h"
 #include "interp/fpu_stub.h"
 
@@ -44,32 +45,38 @@ static unsigned put_legacy(const ZydisDecodedInstruction *zi, u8 rex, u8 *out) {
     bool x87 = zi->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
     for (unsigned i = 0; i < zi->raw.prefix_count && !x87; i++)
         if (zi->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY) out[n++] = zi->raw.prefixes[i].value;
-    if (rex && !x87) out[n++] = REX | rex;
+    if (rex && (!x87 || rex & REX_B)) out[n++] = REX | rex;
     if (!x87) out[n++] = 0x0f;
     if (zi->opcode_map == ZYDIS_OPCODE_MAP_0F38) out[n++] = 0x38;
     if (zi->opcode_map == ZYDIS_OPCODE_MAP_0F3A) out[n++] = 0x3a;
     return n;
 }
 
-static u8 redirect_modrm(u8 modrm, u8 *rex, const NativeForm *form) {
-    if (modrm < 0xc0) {
-        modrm = (modrm & 0x38) | RM_RDI_MEM;
-        *rex &= (u8) ~(REX_X | REX_B);
-    } else if (form->rm_gpr) {
-        modrm = (modrm & 0xf8) | RCX;
-        *rex &= (u8)~REX_B;
+/* rm and reg: the host registers that replace a memory base, or general registers. */
+static u8 redirect_modrm(u8 modrm, u8 *rex, const NativeForm *form, unsigned rm, unsigned reg) {
+    bool mem = modrm < 0xc0;
+    if (mem || form->rm_gpr) {
+        modrm = (u8)((mem ? modrm & 0x38 : modrm & 0xf8) | (rm & 7));
+        *rex &= mem ? (u8) ~(REX_X | REX_B) : (u8)~REX_B;
+        *rex |= rm & 8 ? REX_B : 0;
     }
     if (form->reg_gpr) {
-        modrm = (u8)((modrm & 0xc7) | RCX << 3);
-        *rex &= (u8)~REX_R;
+        modrm = (u8)((modrm & 0xc7) | (reg & 7) << 3);
+        *rex = (u8)((*rex & ~REX_R) | (reg & 8 ? REX_R : 0));
     }
     return modrm;
 }
 
 unsigned stub_encode(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, u8 *out) {
+    bool mem = zi->attributes & ZYDIS_ATTRIB_HAS_MODRM && bytes[zi->raw.modrm.offset] < 0xc0;
+    return stub_encode_to(zi, bytes, form, mem ? RM_RDI_MEM : RCX, RCX, out);
+}
+
+unsigned stub_encode_to(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, unsigned rm,
+                        unsigned reg, u8 *out) {
     u8 rex = rex_bits(zi, bytes), modrm = 0;
     bool has_modrm = zi->attributes & ZYDIS_ATTRIB_HAS_MODRM;
-    if (has_modrm) modrm = redirect_modrm(bytes[zi->raw.modrm.offset], &rex, form);
+    if (has_modrm) modrm = redirect_modrm(bytes[zi->raw.modrm.offset], &rex, form, rm, reg);
     bool vex = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
     unsigned n = vex ? put_vex(zi, bytes, rex, out) : put_legacy(zi, rex, out);
     out[n++] = zi->opcode;

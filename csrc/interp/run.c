@@ -59,8 +59,7 @@ static void exec_step(Cpu *c, Interp *it) {
     debug_after_insn(c);
 }
 
-/* Something other than the next block. True: leave the run loop. */
-static bool run_special(Cpu *c, Interp *it) {
+bool run_special(Cpu *c, Interp *it) {
     it->running = NULL;
     if (c->pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
     else if (cpu_attention(c)) return true;
@@ -87,6 +86,23 @@ INLINE bool block_matches(const Cpu *c, const Block *b, u64 rip) {
     return likely(b->rip == rip) && likely(b->tag == block_tag(c)) && block_fits(c, b);
 }
 
+bool block_still_holds(const Cpu *c, const Block *b, u64 rip) { return block_matches(c, b, rip); }
+
+void block_exec(Cpu *c, const Block *b) {
+    Interp *it = c->interp;
+    c->icount += b->n;
+    it->running = (Block *)b;
+    const Insn *in = b->insn, *end = in + b->n;
+    u64 rip = c->r[R_RIP];
+    do {
+        rip += in->len;
+        c->cur = in;
+        c->r[R_RIP] = rip;
+        in->fn(c, in);
+    } while (++in != end);
+    it->running = NULL;
+}
+
 /* NULL: there is no block for this (single-step, code outside of RAM). */
 static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
     u64 rip = c->r[R_RIP];
@@ -102,13 +118,18 @@ static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
     return b;
 }
 
-/* counted: also look after every instruction whether to go back to the dispatcher (block.h). */
-INLINE void run_blocks(Cpu *c, bool counted) {
+void interp_begin(Cpu *c) {
     Interp *it = c->interp;
     interp_settle(c);
     it->owner = c;
     it->stop = log_on(LOG_EXEC | LOG_CPU) ? 0 : it->budget_end;
     if (unlikely(it->n_remote)) block_drain_remote(c);
+}
+
+/* counted: also look after every instruction whether to go back to the dispatcher (block.h). */
+INLINE void run_blocks(Cpu *c, bool counted) {
+    Interp *it = c->interp;
+    interp_begin(c);
     Block *prev = &block_none;
     for (;;) {
         u64 rip = c->r[R_RIP];

@@ -9,7 +9,7 @@
 /* The tag no address of this entry's set can match. */
 INLINE u64 tag_none(const Cpu *c, const TlbEntry *e) {
     u64 set = (u64)(e - &c->tlbs[0][0]) & (TLB_SIZE - 1);
-    return (set ^ 1) << PAGE_BITS;
+    return (set ^ TLB_SIZE / 2) << PAGE_BITS;
 }
 
 static TlbEntry *entry_at(Cpu *c, unsigned i) { return &c->tlbs[i / TLB_SIZE][i % TLB_SIZE]; }
@@ -94,6 +94,18 @@ void tlb_flush_all(Cpu *c) {
 
 __attribute__((constructor)) static void tlb_init(void) { cpu_flush_hook = tlb_flush_all; }
 
+/* Tells the translator, which keeps addresses of code by linear address (FlushLog). */
+static void note_flush(Cpu *c, u64 base, u64 size) {
+    FlushLog *f = &c->flush_log;
+    if (f->n == FLUSH_LOG_MAX) f->kinds |= FLUSHED_ALL;
+    else f->range[f->n++] = (FlushRange){base, size};
+    c->lookup_gen++;
+}
+static void note_flush_kind(Cpu *c, u32 kind) {
+    c->flush_log.kinds |= kind;
+    c->lookup_gen++;
+}
+
 void tlb_drop_first_level(Cpu *c) {
     for (unsigned i = 0; i < MMU_MODES * TLB_SIZE; i++) {
         TlbEntry *e = entry_at(c, i);
@@ -101,7 +113,7 @@ void tlb_drop_first_level(Cpu *c) {
         e->meta = 0;
     }
     c->n_nonglobal = 0;
-    c->lookup_gen++;
+    note_flush_kind(c, FLUSHED_ALL);
 }
 
 void tlb_drop_nonglobal(Cpu *c) {
@@ -111,7 +123,7 @@ void tlb_drop_nonglobal(Cpu *c) {
         if (!(e->meta & TLBM_GLOBAL)) entry_clear(c, e);
     }
     c->n_nonglobal = 0;
-    c->lookup_gen++;
+    note_flush_kind(c, FLUSHED_NONGLOBAL);
 }
 
 void tlb_flush_nonglobal(Cpu *c) {
@@ -147,17 +159,19 @@ static void drop_page(Cpu *c, u64 lin) {
 }
 
 void tlb_flush_page(Cpu *c, u64 lin) {
-    c->lookup_gen++;
     if (unlikely(huge_maybe(c, lin))) {
         tlb_flush_all(c);
         return;
     }
     drop_page(c, lin);
+    note_flush(c, lin & PAGE_MASK, PAGE_SIZE);
     /* 4 MiB pages: both halves; a 2 MiB neighbour dropped with them only costs a refill. */
     u64 region = lin & ~(u64)(4 * 1024 * 1024 - 1);
     for (u64 half = region; half < region + 4 * 1024 * 1024; half += 2 * 1024 * 1024)
-        if (large_maybe(c, half))
+        if (large_maybe(c, half)) {
             for (u64 p = 0; p < 512; p++) drop_page(c, half + p * PAGE_SIZE);
+            note_flush(c, half, 2 * 1024 * 1024);
+        }
 }
 
 void tlb_flush_page_pcid(Cpu *c, u64 lin, unsigned pcid) {

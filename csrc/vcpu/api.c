@@ -4,6 +4,7 @@
 #include "base/bql.h"
 #include "base/log.h"
 #include "cpu/model.h"
+#include "jit/jit.h"
 #include "memory/pagein.h"
 #include "memory/ram_map.h"
 #include "memory/safepoint.h"
@@ -176,7 +177,8 @@ void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t fla
     m->perfmap = flags & QPY_DBT_PERFMAP;
 }
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel) {
-    if (accel != ACCEL_INTERP) return -ENOSYS;
+    const char *why;
+    if (accel != ACCEL_INTERP && (accel != ACCEL_DBT || !(v->jit || jit_new(v, &why)))) return -ENOSYS;
     v->accel = (u8)accel;
     return 0;
 }

@@ -4,7 +4,9 @@
  * without vector registers and calls libc only for futex waits. Priorities follow Intel SDM vol 3A table 6-2. */
 #include "apic/apic.h"
 #include "cpu/fpu.h"
+#include "base/log.h"
 #include "interp/ops.h"
+#include "jit/jit.h"
 #include "memory/safepoint.h"
 #include "vcpu/icount.h"
 #include "vcpu/vcpu.h"
@@ -97,6 +99,11 @@ static void sleep_halted(Cpu *c) {
     guest_enter(c);
 }
 
+/* Budgets and traces want every instruction counted or seen: those are interpreted. */
+static bool translates(const Cpu *c, u64 stop) {
+    return c->accel == ACCEL_DBT && stop == ~0ull && !c->machine->clock->counted && !log_on(LOG_EXEC | LOG_CPU);
+}
+
 int vcpu_run_guest(Cpu *c, u64 stop) {
     if (__builtin_setjmp(c->jmp)) exc_dispatch(c); /* may come back here again: double and triple faults */
     for (;;) {
@@ -114,6 +121,7 @@ int vcpu_run_guest(Cpu *c, u64 stop) {
             else sleep_halted(c);
             continue;
         }
-        interp_run(c);
+        if (translates(c, stop)) jit_run(c);
+        else interp_run(c);
     }
 }

@@ -5,6 +5,7 @@
 #include "cpu/fpu.h"
 #include "cpu/model.h"
 #include "interp/ops.h"
+#include "jit/jit.h"
 #include "memory/safepoint.h"
 #include "vcpu/icount.h"
 
@@ -64,6 +65,7 @@ void vcpu_free(Cpu *c) {
     m->n_cpus--;
     if (m->clock->counter == c) m->clock->count = NULL;
     apic_free(c->apic);
+    jit_free(c->jit);
     interp_free(c->interp);
     munmap(c, sizeof *c);
 }

@@ -1,0 +1,220 @@
+/* Memory of the translator: the code cache, mapped twice (writable and executable), its bookkeeping, and the stubs
+ * that all translations share. */
+#include "jit/trans.h"
+
+#include <cpuid.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cpu/fpu.h"
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 };
+
+static const char *host_lacks(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_BMI2)) return "the host CPU has no BMI2";
+    if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LAHF_LM)) return "the host CPU has no LAHF in 64-bit mode";
+    return NULL;
+}
+
+static bool map_code(Jit *j) {
+    int fd = (int)syscall(SYS_memfd_create, "jit", MFD_CLOEXEC | MFD_EXEC);
+    if (fd < 0) fd = (int)syscall(SYS_memfd_create, "jit", MFD_CLOEXEC); /* a kernel before 6.3 */
+    if (fd >= 0 && ftruncate(fd, JIT_CODE_BYTES) == 0) {
+        j->rw = mmap(NULL, JIT_CODE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        j->rx = mmap(NULL, JIT_CODE_BYTES, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
+        close(fd);
+        if (j->rw != MAP_FAILED && j->rx != MAP_FAILED) return true;
+    } else if (fd >= 0) {
+        close(fd);
+    }
+    j->rw = mmap(NULL, JIT_CODE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
+    j->rx = j->rw;
+    return j->rw != MAP_FAILED;
+}
+
+static bool map_all(Jit *j) {
+    j->arena = mmap(NULL, JIT_ARENA_BYTES, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
+    if (j->arena == MAP_FAILED) return false;
+    j->codes = malloc(MAX_CODES * sizeof *j->codes);
+    return j->codes && map_code(j);
+}
+
+struct Jit *jit_new(Cpu *c, const char **why) {
+    *why = host_lacks();
+    if (*why) return NULL;
+    Jit *j = calloc(1, sizeof *j);
+    if (!j || !map_all(j)) {
+        *why = "no memory for the code cache";
+        free(j);
+        return NULL;
+    }
+    c->jit_mask[0] = (u64)(TLB_SIZE - 1) << PAGE_BITS;
+    c->jit_mask[1] = PAGE_MASK;
+    c->jit_mask[2] = JIT_CACHE_SIZE - 1;
+    block_drop_hook = jit_drop;
+    jit_faults_init();
+    c->jit = j;
+    jit_bind(c);
+    jit_make_common(c, j);
+    return j;
+}
+
+void jit_free(struct Jit *j) {
+    if (!j) return;
+    for (u32 i = 0; i < j->n_modes; i++) munmap(j->modes[i], sizeof(JitMode));
+    for (unsigned i = 0; i < 2; i++) free(j->filled[i].v);
+    free(j->codes);
+    munmap(j->arena, JIT_ARENA_BYTES);
+    if (j->rw != j->rx) munmap((void *)j->rx, JIT_CODE_BYTES);
+    munmap(j->rw, JIT_CODE_BYTES);
+    free(j);
+}
+
+void *jit_alloc(Jit *j, size_t n) {
+    void *p = j->arena + j->arena_used;
+    j->arena_used += (u32)((n + 15) & ~(size_t)15);
+    memset(p, 0, n);
+    return p;
+}
+
+bool jit_room(const Jit *j) {
+    return j->used + RESERVE_CODE < JIT_CODE_BYTES && j->arena_used + RESERVE_ARENA < JIT_ARENA_BYTES &&
+           j->n_codes < MAX_CODES;
+}
+
+static void mode_clear(Jit *j, JitMode *m) {
+    for (unsigned i = 0; i < JIT_CACHE_SIZE; i++) m->cache[i] = (JumpEntry){jump_none(i), j->no_code};
+    m->n_filled = 0;
+}
+
+void jit_reset(Cpu *c) {
+    Jit *j = c->jit;
+    j->used = j->common;
+    j->arena_used = j->n_codes = 0;
+    j->filled[0].n = j->filled[1].n = 0;
+    memset(j->pages, 0, sizeof j->pages);
+    for (u32 i = 0; i < j->n_modes; i++) mode_clear(j, j->modes[i]);
+    j->interp_flushes = c->interp->flushes;
+    j->stats.flushes++;
+}
+
+JitMode *jit_mode(Jit *j, u32 mode) {
+    for (u32 i = 0; i < j->n_modes; i++)
+        if (j->modes[i]->mode == mode) return j->modes[i];
+    if (j->n_modes == JIT_MODES) return NULL;
+    JitMode *m = mmap(NULL, sizeof *m, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (m == MAP_FAILED) return NULL;
+    m->mode = mode;
+    mode_clear(j, m);
+    j->modes[j->n_modes++] = m;
+    return m;
+}
+
+/* The shared stubs */
+
+static const u8 saved[] = {RBX, RBP, R12, R13, R14, R15};
+
+static void push_pop(Asm *a, unsigned r, bool push) {
+    if (r & 8) put1(a, 0x41);
+    put1(a, (push ? 0x50 : 0x58) | (r & 7));
+}
+
+static void registers(Asm *a, Cpu *c, bool load) {
+    for (unsigned n = 0; n < R_R12; n++) {
+        if (n == R_RAX) continue;
+        if (load) asm_load(a, host_reg(n), rm_abs(&c->r[n]));
+        else asm_store(a, rm_abs(&c->r[n]), host_reg(n));
+    }
+}
+
+/* RAX carries the flags in between, so it is stored first and loaded last. */
+static void spill(Asm *a, Cpu *c) {
+    asm_store(a, rm_abs(&c->r[R_RAX]), RAX);
+    put1(a, 0x9f);                                 /* lahf */
+    put1(a, 0x0f), put1(a, 0x90), put1(a, 0xc0);   /* seto al */
+    asm_rm(a, 0, MAP_1, 0x89, RAX, rm_abs(&c->jit_ax));
+    registers(a, c, false);
+}
+
+static void reload(Asm *a, Cpu *c) {
+    asm_load32(a, RAX, rm_abs(&c->jit_ax));
+    put1(a, 0x04), put1(a, 0x7f); /* add al, 7fh: OF */
+    put1(a, 0x9e);                /* sahf */
+    registers(a, c, true);
+    asm_load(a, RAX, rm_abs(&c->r[R_RAX]));
+}
+
+/* u64 enter(Cpu *, const u8 *code) */
+static void make_enter(Asm *a, Cpu *c) {
+    for (unsigned i = 0; i < ARRAY_LEN(saved); i++) push_pop(a, saved[i], true);
+    asm_rm(a, E_W, MAP_1, 0x83, 5, rm_reg(RSP)), put1(a, 8); /* sub rsp, 8: aligned to 16 */
+    asm_store(a, rm_abs(&c->jit_sp), RSP);
+    asm_mov(a, R15, RSI);
+    reload(a, c);
+    asm_rm(a, 0, MAP_1, 0xff, 4, rm_reg(R15));
+}
+
+/* Leaves with r15 as enter's result. */
+static void make_exit(Asm *a, Cpu *c) {
+    asm_load(a, RSP, rm_abs(&c->jit_sp));
+    asm_mov(a, RAX, R15);
+    asm_rm(a, E_W, MAP_1, 0x83, 0, rm_reg(RSP)), put1(a, 8);
+    for (unsigned i = ARRAY_LEN(saved); i--;) push_pop(a, saved[i], false);
+    put1(a, 0xc3);
+}
+
+static void call_c(Asm *a, Cpu *c, unsigned fn) {
+    asm_mov(a, RBX, RSP);
+    asm_rm(a, E_W, MAP_1, 0x83, 4, rm_reg(RSP)), put1(a, 0xf0);
+    asm_rm(a, 0, MAP_1, 0xff, 2, rm_abs(&c->jit_fn[fn]));
+    asm_mov(a, RSP, RBX);
+}
+
+/* Called with r15 = Insn, r14 = rip behind it: runs its handler, goes on or leaves. */
+static void make_helper(Asm *a, Cpu *c, const u8 *exit_tail) {
+    spill(a, c);
+    asm_imm(a, RDI, (u64)c);
+    asm_mov(a, RSI, R15);
+    asm_mov(a, RDX, R14);
+    call_c(a, c, 0);
+    asm_rm(a, 0, MAP_1, 0x85, RAX, rm_reg(RAX)); /* test eax, eax */
+    u8 *go_on = asm_jcc(a, 4, 0);
+    asm_rm(a, 0, MAP_1, 0x33, R15, rm_reg(R15));
+    asm_jmp(a, (u64)exit_tail);
+    asm_patch(a, go_on, asm_here(a));
+    reload(a, c);
+    put1(a, 0xc3);
+}
+
+void jit_make_common(Cpu *c, Jit *j) {
+    Asm a = {.p = j->rw, .rx = (i64)(j->rx - j->rw)};
+    j->enter = (const u8 *)asm_here(&a);
+    make_enter(&a, c);
+    const u8 *tail = (const u8 *)asm_here(&a);
+    make_exit(&a, c);
+    j->leave_now = (const u8 *)asm_here(&a); /* rip is set */
+    asm_imm(&a, R15, 0);
+    j->exit = (const u8 *)asm_here(&a); /* r15 = JitExit */
+    spill(&a, c);
+    asm_jmp(&a, (u64)tail);
+    j->no_code = j->leave_now;
+    j->helper = (const u8 *)asm_here(&a);
+    make_helper(&a, c, tail);
+    j->fault = (const u8 *)asm_here(&a); /* a host fault was the guest's: r15 = Insn, r14 = rip behind it */
+    spill(&a, c);
+    asm_imm(&a, RDI, (u64)c);
+    asm_mov(&a, RSI, R15);
+    asm_mov(&a, RDX, R14);
+    call_c(&a, c, 1);
+    put1(&a, 0xcc);
+    j->used = j->common = (u32)(a.p - j->rw + 63) & ~63u;
+}

@@ -1,0 +1,250 @@
+/* Where control goes: exits, polls, direct and indirect branches, calls and returns (CORE 6). */
+#include "jit/trans.h"
+
+/* Cold parts */
+
+static Cold *cold_add(Trans *t, u8 *site) {
+    Cold *k = &t->cold[t->n_cold++];
+    *k = (Cold){.site = site, .insn = t->i, .x87 = t->x87, .x87_next = t->x87_next};
+    return k;
+}
+
+void cold_helper(Trans *t, u8 *site) { cold_add(t, site); }
+
+static JitExit *exit_new(Trans *t, u64 rip) {
+    JitExit *x = jit_alloc(t->jit, sizeof *x);
+    x->rip = rip;
+    return x;
+}
+
+static void cold_exit_of(Trans *t, u8 *site, JitExit *x) { cold_add(t, site)->exit = x; }
+
+void cold_exit(Trans *t, u8 *site, u64 rip) {
+    JitExit *x = exit_new(t, rip);
+    if (same_page(t, rip)) x->site = site;
+    cold_exit_of(t, site, x);
+}
+
+/* The hot code of an instruction is complete: its slow paths come back here. */
+void cold_end_insn(Trans *t) {
+    for (unsigned i = t->n_cold; i-- && t->cold[i].insn == t->i;)
+        if (!t->cold[i].exit && !t->ended) t->cold[i].back = t->a.p;
+}
+
+static void emit_cold_helper(Trans *t, const Cold *k) {
+    const Guest *g = &t->guest[k->insn];
+    if (k->x87) x87_store(t, k->x87, k->x87_next);
+    asm_imm(&t->a, R15, (u64)g->in);
+    asm_imm(&t->a, R14, g->next);
+    asm_call(&t->a, (u64)t->jit->helper);
+    asm_jmp(&t->a, k->back ? (u64)k->back + (u64)t->a.rx : (u64)t->jit->leave_now);
+}
+
+static void emit_cold_exit(Trans *t, JitExit *x, u8 *site) {
+    Asm *a = &t->a;
+    if (site && !x->site) { /* a conditional jump to another page */
+        asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&x->code));
+    }
+    x->stub = x->code = (const u8 *)asm_here(a);
+    asm_imm(a, R15, (u64)x);
+    asm_jmp(a, (u64)t->jit->exit);
+}
+
+void cold_emit(Trans *t) {
+    for (unsigned i = 0; i < t->n_cold; i++) {
+        Cold *k = &t->cold[i];
+        if (k->site) asm_patch(&t->a, k->site, asm_here(&t->a));
+        if (k->exit) emit_cold_exit(t, k->exit, k->site);
+        else emit_cold_helper(t, k);
+    }
+}
+
+/* Leaving */
+
+/* Somebody wants the vCPU: leave before jumping to x. RFLAGS stay. */
+static void emit_poll(Trans *t, JitExit *x) {
+    Asm *a = &t->a;
+    asm_mov(a, R15, RCX);
+    asm_load32(a, RCX, rm_abs(&t->c->pending));
+    put1(a, 0xe3), put1(a, 14); /* jrcxz */
+    asm_mov(a, RCX, R15);
+    asm_imm(a, R15, (u64)x | 1);
+    asm_jmp(a, (u64)t->jit->exit);
+    asm_mov(a, RCX, R15);
+}
+
+void emit_goto(Trans *t, u64 rip, bool poll) {
+    Asm *a = &t->a;
+    JitExit *x = exit_new(t, rip);
+    x87_settle(t);
+    if (poll) emit_poll(t, x);
+    if (same_page(t, rip)) {
+        put1(a, 0xe9), put4(a, 0);
+        x->site = a->p - 4;
+        cold_exit_of(t, x->site, x);
+    } else {
+        asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&x->code));
+        cold_exit_of(t, NULL, x);
+    }
+    t->ended = true;
+}
+
+void emit_leave(Trans *t) { asm_jmp(&t->a, (u64)t->jit->leave_now); }
+
+/* Branches */
+
+static u64 target_of(const Trans *t) {
+    u64 target = t->g->next + t->g->in->imm;
+    return t->wide ? target : (u32)target;
+}
+static bool backward(const Trans *t, u64 target) { return target < t->g->next; }
+
+static bool emit_jcc(Trans *t, unsigned cond) {
+    u64 target = target_of(t);
+    x87_settle(t);
+    if (backward(t, target)) {
+        cold_exit(t, asm_jcc(&t->a, cond ^ 1, asm_here(&t->a)), t->g->next);
+        emit_goto(t, target, true);
+    } else {
+        cold_exit(t, asm_jcc(&t->a, cond, asm_here(&t->a)), target);
+        emit_goto(t, t->g->next, false);
+    }
+    return true;
+}
+
+static unsigned word(const Trans *t) { return t->wide ? 8 : 4; }
+
+/* rsp += n */
+static void move_sp(Trans *t, i32 n) { asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8d, R12, rm_at(R12, n)); }
+
+/* Stores an immediate of a word at [r14]. */
+static void store_imm(Trans *t, u64 v) {
+    Asm *a = &t->a;
+    if (t->wide && (i64)v != (i32)v) {
+        asm_imm(a, R15, v);
+        asm_store(a, rm_at(R14, 0), R15);
+    } else {
+        asm_rm(a, t->wide ? E_W : 0, MAP_1, 0xc7, 0, rm_at(R14, 0));
+        put4(a, v);
+    }
+}
+
+static void push_next(Trans *t) {
+    emit_address_reg(t, R_RSP, -(i32)word(t), word(t), true);
+    store_imm(t, t->g->next);
+    move_sp(t, -(i32)word(t));
+}
+
+static void load_word(Trans *t, unsigned to, Rm from) { asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8b, to, from); }
+
+static Rm cache_field(const Trans *t, unsigned offset) {
+    Rm m = rm_abs((const char *)t->mode->cache + offset);
+    m.index = R15;
+    m.scale = 3;
+    return m;
+}
+
+/* r14 = target. On a hit r15 holds the entry's place; on a miss, or if somebody wants the vCPU, the handler does the
+ * whole instruction and the dispatcher goes on. RFLAGS stay. */
+static void emit_lookup(Trans *t) {
+    Asm *a = &t->a;
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[2]));
+    asm_mov(a, R13, RCX);
+    asm_lea(a, R15, rm_sib(R15, R15, 0, 0));
+    asm_load32(a, RCX, rm_abs(&t->c->pending));
+    asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));
+    asm_load(a, R14, cache_field(t, offsetof(JumpEntry, neg_rip)));
+    asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));
+    put1(a, 0xe3), put1(a, 8); /* jrcxz */
+    asm_mov(a, RCX, R13);
+    put1(a, 0xe9), put4(a, 0);
+    cold_helper(t, a->p - 4);
+    asm_mov(a, RCX, R13);
+}
+
+static void emit_jump_found(Trans *t) {
+    asm_rm(&t->a, 0, MAP_1, 0xff, 4, cache_field(t, offsetof(JumpEntry, code)));
+    t->ended = true;
+}
+
+static bool emit_ret(Trans *t) {
+    unsigned extra = t->g->in->flags & INF_IMM ? (u16)t->g->in->imm : 0;
+    emit_address_reg(t, R_RSP, 0, word(t), false);
+    load_word(t, R14, rm_at(R14, 0));
+    x87_settle(t);
+    emit_lookup(t);
+    move_sp(t, (i32)(word(t) + extra));
+    emit_jump_found(t);
+    return true;
+}
+
+/* r14 = the operand of an indirect jump or call. */
+static bool load_target(Trans *t) {
+    const Guest *g = t->g;
+    if (g->in->flags & INF_MEM) {
+        if (!address_supported(t)) return false;
+        emit_address(t, word(t), false);
+        load_word(t, R14, rm_at(R14, 0));
+    } else {
+        get_reg(t, R14, g->in->rm / 8);
+    }
+    return true;
+}
+
+static bool emit_jmp_indirect(Trans *t) {
+    if (!load_target(t)) return false;
+    x87_settle(t);
+    emit_lookup(t);
+    emit_jump_found(t);
+    return true;
+}
+
+static bool emit_call_indirect(Trans *t) {
+    Asm *a = &t->a;
+    if (!load_target(t)) return false;
+    x87_settle(t);
+    emit_lookup(t);
+    asm_load(a, R15, cache_field(t, offsetof(JumpEntry, code)));
+    asm_store(a, rm_abs(&t->c->jit_tmp[1]), R15);
+    push_next(t);
+    asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&t->c->jit_tmp[1]));
+    t->ended = true;
+    return true;
+}
+
+static bool emit_group5(Trans *t) {
+    switch (t->g->in->modrm >> 3 & 7) {
+    case 2: return emit_call_indirect(t);
+    case 4: return emit_jmp_indirect(t);
+    default: return false;
+    }
+}
+
+static bool emit_call(Trans *t) {
+    u64 target = target_of(t);
+    push_next(t);
+    emit_goto(t, target, backward(t, target));
+    return true;
+}
+
+static bool emit_jmp(Trans *t) {
+    u64 target = target_of(t);
+    emit_goto(t, target, backward(t, target));
+    return true;
+}
+
+bool emit_control(Trans *t) {
+    const Insn *in = t->g->in;
+    if ((in->flags & (INF_END | INF_PLAIN)) != (INF_END | INF_PLAIN) || in->osz != word(t)) return false;
+    if (in->map == 1 && (in->opcode & 0xf0) == 0x80) return emit_jcc(t, in->opcode & 15);
+    if (in->map != 0) return false;
+    switch (in->opcode) {
+    case 0xc2:
+    case 0xc3: return emit_ret(t);
+    case 0xe8: return emit_call(t);
+    case 0xe9:
+    case 0xeb: return emit_jmp(t);
+    case 0xff: return emit_group5(t);
+    default: return (in->opcode & 0xf0) == 0x70 && emit_jcc(t, in->opcode & 15);
+    }
+}

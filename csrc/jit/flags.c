@@ -1,0 +1,63 @@
+/* Which arithmetic flags may still be read (Intel SDM vol 1, appendix A). The check in front of a memory access is
+ * shorter where it may clobber RFLAGS: that is where whatever comes next writes all live flags before anybody can read
+ * them. At a block's end all are live. */
+#include "jit/trans.h"
+
+static bool masked_count_zero(const Guest *g) {
+    unsigned mask = g->in->osz == 8 ? 63 : 31;
+    return g->zi.raw.imm[0].size ? !(g->zi.raw.imm[0].value.u & mask) : g->zi.opcode >= 0xd2;
+}
+
+/* Shifts and rotates leave the flags alone when the count is zero. */
+static bool is_shift(const Guest *g) {
+    const ZydisDecodedInstruction *zi = &g->zi;
+    if (zi->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
+        return (zi->opcode & 0xfe) == 0xc0 || (zi->opcode & 0xfc) == 0xd0;
+    return zi->opcode_map == ZYDIS_OPCODE_MAP_0F &&
+           ((zi->opcode & 0xfe) == 0xa4 || (zi->opcode & 0xfe) == 0xac) && zi->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX;
+}
+
+/* Hardware leaves some of the undefined flags of these as they were. */
+static bool undefined_are_kept(const ZydisDecodedInstruction *zi) {
+    switch (zi->mnemonic) {
+    case ZYDIS_MNEMONIC_BSF:
+    case ZYDIS_MNEMONIC_BSR:
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC:
+    case ZYDIS_MNEMONIC_DIV:
+    case ZYDIS_MNEMONIC_IDIV:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+    case ZYDIS_MNEMONIC_MUL:
+    case ZYDIS_MNEMONIC_IMUL: return true;
+    default: return zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+    }
+}
+
+static u16 killed(const Guest *g) {
+    const ZydisAccessedFlags *f = g->zi.cpu_flags;
+    if (!f || (is_shift(g) && masked_count_zero(g))) return 0;
+    u32 k = f->modified | f->set_0 | f->set_1;
+    if (!undefined_are_kept(&g->zi)) k |= f->undefined;
+    else k &= ~f->undefined;
+    return k & FL_CC;
+}
+
+static u16 used(const Guest *g) {
+    const ZydisAccessedFlags *f = g->zi.cpu_flags;
+    if (g->in->flags & INF_END) return FL_CC;
+    if (is_shift(g) && masked_count_zero(g)) return FL_CC;
+    return f ? f->tested & FL_CC : 0;
+}
+
+void flags_liveness(Trans *t) {
+    u16 live = FL_CC;
+    for (unsigned i = t->n; i--;) {
+        Guest *g = &t->guest[i];
+        g->live_after = live;
+        live = (u16)((live & ~killed(g)) | used(g));
+        g->live = live;
+    }
+}

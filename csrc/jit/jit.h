@@ -1,0 +1,121 @@
+/* The translator: hot decoded blocks become host code (docs/threads.md, ARCHITECTURE.md).
+ *
+ *   Block (interp/) --hits--> translate() --> JitCode in the code cache, entered by jit_run() or by another block
+ *
+ * Registers in translated code: guest rax rcx rdx rbx rbp rsi rdi r8-r11 at their own numbers, guest rsp in host r12,
+ * guest r12-r15 in Cpu.r; r13 r14 r15 are scratch; host rsp is the vCPU thread's own stack. The six arithmetic flags
+ * are in RFLAGS, the guest's x87 and vector state in the host's registers. Cpu, decoded blocks and code lie below
+ * 2 GiB and are addressed absolutely.
+ *
+ * A JitExit is one way out of a block to a known address. In the same page it is patched to jump to the target; to
+ * another page it jumps through `code`, which every flush of that page's translation sets back (links.c). */
+#ifndef QPY_JIT_JIT_H
+#define QPY_JIT_JIT_H
+
+#include "interp/block.h"
+
+#define JIT_MODES      16
+#define JIT_CACHE_SIZE 4096u /* entries of one mode's jump cache */
+
+typedef struct JitExit {
+    const u8 *code;            /* where it leads: its stub, or the target */
+    u64 rip;                   /* the guest's address there */
+    struct JitCode *to;        /* linked to this translation */
+    struct JitExit *next_in;   /* others linked to it */
+    const u8 *stub;            /* leaves to the dispatcher */
+    u8 *site;                  /* writable view of the rel32 to patch; NULL: jumps through `code` */
+    u64 second;                /* second page of a target that crosses, or rip's own */
+    bool listed;               /* in one of Jit.filled */
+} JitExit;
+
+/* Where an instruction's host code begins, for host faults. */
+typedef struct JitPoint {
+    u32 at; /* offset in the code cache */
+    u32 insn;
+} JitPoint;
+
+typedef struct JitCode {
+    const u8 *entry;
+    Block *block;
+    JitExit *in; /* exits linked to it */
+    JitPoint *points;
+    u32 n_points;
+    u32 end; /* offset in the code cache */
+} JitCode;
+
+/* rip is kept negated: the lookup adds the target and tests for zero, which needs no flags. */
+typedef struct JumpEntry {
+    u64 neg_rip;
+    const u8 *code;
+} JumpEntry;
+
+typedef struct JitMode {
+    u32 mode;
+    u32 n_filled;
+    u16 filled[JIT_CACHE_SIZE]; /* entries of non-global pages */
+    JumpEntry cache[JIT_CACHE_SIZE];
+} JitMode;
+
+typedef struct ExitList {
+    JitExit **v;
+    u32 n, max;
+} ExitList;
+
+typedef struct JitStats {
+    u64 translated, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults;
+} JitStats;
+
+typedef struct Jit {
+    u8 *rw;       /* the code cache, writable view */
+    const u8 *rx; /* executable view, below 2 GiB */
+    u32 used, common; /* common: what the shared stubs take */
+    char *arena;  /* JitCode, JitExit, JitPoint; below 2 GiB */
+    u32 arena_used;
+    u32 interp_flushes; /* Interp.flushes seen */
+    bool leave; /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
+    const u8 *enter, *exit, *leave_now, *helper, *fault, *no_code;
+    JitMode *modes[JIT_MODES];
+    u32 n_modes;
+    JitCode **codes; /* by address, for host faults */
+    u32 n_codes;
+    ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
+    u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
+    JitStats stats;
+} Jit;
+
+/* NULL if this host cannot run translated code (BMI2, LAHF); why: a short reason. */
+struct Jit *jit_new(Cpu *c, const char **why);
+void jit_free(struct Jit *j);
+void jit_run(Cpu *c); /* like interp_run() */
+
+/* translate.c: makes b->code; false: this block stays interpreted. FPU parked. */
+bool jit_translate(Cpu *c, Block *b);
+bool jit_eligible(const Cpu *c, const Block *b);
+
+/* cache.c */
+#define JIT_CODE_BYTES  (48u << 20)
+#define JIT_ARENA_BYTES (64u << 20)
+void *jit_alloc(Jit *j, size_t n);
+void jit_reset(Cpu *c); /* drops all translations; not from translated code */
+bool jit_room(const Jit *j);
+JitMode *jit_mode(Jit *j, u32 mode); /* NULL: no more room for modes */
+void jit_make_common(Cpu *c, Jit *j);
+
+/* run.c: the functions translated code calls */
+void jit_bind(Cpu *c);
+
+/* links.c */
+void jit_link(Cpu *c, JitExit *x, Block *b);
+void jit_drop(Cpu *c, Block *b);
+void jit_take_flushes(Cpu *c);
+void jit_cache_fill(Cpu *c, Block *b);
+
+/* fault.c */
+void jit_faults_init(void);
+
+INLINE u32 jump_index(u64 rip) { return rip & (JIT_CACHE_SIZE - 1); }
+/* JumpEntry.neg_rip of an empty entry: no address of this index adds up to zero with it, nor does one with the bits of
+ * Cpu.pending on top. */
+INLINE u64 jump_none(u32 index) { return -(u64)(index ^ JIT_CACHE_SIZE / 2); }
+
+#endif

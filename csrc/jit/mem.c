@@ -1,0 +1,111 @@
+/* Guest memory operands: linear address, software-TLB lookup, slow path (DESIGN "Memory", CORE 5, 7).
+ *
+ * Everything that can fail is done before the instruction changes anything, so the slow path simply has its op_* do the
+ * whole instruction: that fills the TLB, reaches devices, announces stores to code, or raises. */
+#include "jit/trans.h"
+
+enum { RTAG = offsetof(TlbEntry, rtag), WTAG = offsetof(TlbEntry, wtag), DELTA = offsetof(TlbEntry, delta) };
+
+static bool is_constant(const Insn *in) { return in->index == ROFF(R_ZERO) && (in->base == ROFF(R_RIP) || in->base == ROFF(R_ZERO)); }
+
+bool address_supported(const Trans *t) {
+    const Insn *in = t->g->in;
+    if (in->asz == 2) return false;
+    return t->wide || in->seg == SEG_FS || in->seg == SEG_GS || t->b->mode & MODE_FLAT;
+}
+
+/* A part of an address as a host register: its own, or scratch loaded with it. */
+static unsigned part(Trans *t, unsigned n, unsigned scratch) {
+    if (host_reg(n) != NO_REG) return host_reg(n);
+    asm_load(&t->a, scratch, slot(t, n));
+    return scratch;
+}
+
+/* base + index << scale + disp, truncated to the address size. */
+static void offset_of(Trans *t, unsigned to) {
+    const Insn *in = t->g->in;
+    bool narrow = in->asz == 4;
+    if (is_constant(in)) {
+        u64 v = (u64)(i64)in->disp + (in->base == ROFF(R_RIP) ? t->g->next : 0);
+        asm_imm(&t->a, to, narrow ? (u32)v : v);
+        return;
+    }
+    Rm m = {.reg = NO_REG, .base = NO_REG, .index = NO_REG, .disp = in->disp};
+    if (in->base != ROFF(R_ZERO)) m.base = (u8)part(t, in->base / 8, to);
+    if (in->index != ROFF(R_ZERO)) {
+        m.index = (u8)part(t, in->index / 8, R15);
+        m.scale = in->scale;
+    }
+    asm_rm(&t->a, narrow ? 0 : E_W, MAP_1, 0x8d, to, m);
+}
+
+void emit_ea(Trans *t, unsigned to) {
+    const Insn *in = t->g->in;
+    offset_of(t, to);
+    bool based = in->seg == SEG_FS || in->seg == SEG_GS;
+    if (!based) return;
+    asm_load(&t->a, R15, rm_abs(&t->c->ea_base[in->seg]));
+    asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8d, to, rm_sib(to, R15, 0, 0));
+}
+
+/* The TLB entry's field at offset r15. */
+static Rm field(const Trans *t, unsigned offset, unsigned scale) {
+    Rm m = rm_abs((const char *)t->tlb + offset);
+    m.index = R15;
+    m.scale = (u8)scale;
+    return m;
+}
+
+static void check_short(Trans *t, unsigned n, unsigned tag) {
+    Asm *a = &t->a;
+    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R14)), put1(a, 7); /* rorx r15, r14, 7 */
+    asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
+    asm_mov(a, R13, R14);
+    asm_rm(a, E_W, MAP_1, 0x2b, R13, field(t, tag, 0));
+    asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R13)), put4(a, PAGE_SIZE - n);
+    u8 *slow = asm_jcc(a, 7, asm_here(a));
+    asm_rm(a, E_W, MAP_1, 0x03, R14, field(t, DELTA, 0));
+    cold_helper(t, slow);
+}
+
+/* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides. */
+static void check_keeping(Trans *t, unsigned n, unsigned tag) {
+    Asm *a = &t->a;
+    asm_mov(a, R13, RCX);
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[0])); /* pext r15, r14, mask */
+    Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
+    asm_lea(a, R15, times4);
+    asm_load(a, RCX, field(t, tag, 3));
+    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));      /* not */
+    asm_lea(a, RCX, rm_sib(RCX, R14, 0, (i32)n));     /* address - tag + n - 1 */
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[1]));
+    put1(a, 0xe3), put1(a, 8); /* jrcxz over the next two */
+    asm_mov(a, RCX, R13);
+    put1(a, 0xe9), put4(a, 0);
+    u8 *slow = a->p - 4;
+    asm_mov(a, RCX, R13);
+    asm_load(a, R13, field(t, DELTA, 3));
+    asm_lea(a, R14, rm_sib(R14, R13, 0, 0));
+    cold_helper(t, slow);
+}
+
+static void check(Trans *t, unsigned n, bool write) {
+    if (keep_flags(t)) check_keeping(t, n, write ? WTAG : RTAG);
+    else check_short(t, n, write ? WTAG : RTAG);
+}
+
+void emit_address(Trans *t, unsigned n, bool write) {
+    emit_ea(t, R14);
+    check(t, n, write);
+}
+
+void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
+    Asm *a = &t->a;
+    if (host_reg(base) == NO_REG) {
+        asm_load(a, R14, slot(t, base));
+        if (disp) asm_lea(a, R14, rm_at(R14, disp));
+    } else {
+        asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x8d, R14, rm_at(host_reg(base), disp));
+    }
+    check(t, n, write);
+}

@@ -1,0 +1,118 @@
+/* The translator's run loop: enters translated blocks, interprets the others, links what follows what.
+ *
+ * Translated code leaves with the JitExit it took, or 0 when RIP is set and nothing is to be linked. All of it runs
+ * with the guest's FPU state live, so this file is built without vector registers. */
+#include "jit/jit.h"
+#include "cpu/fpu.h"
+#include "interp/fpu_ops.h"
+#include "interp/int.h"
+#include "interp/trace.h"
+
+enum { HOT = 12, POLL = 1 };
+
+typedef u64 (*EnterFn)(Cpu *c, const u8 *code);
+
+/* A handler called by translated code. True: leave to the dispatcher, rip is set. */
+static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
+    Jit *j = c->jit;
+    u32 gen = c->lookup_gen, mode = c->mode;
+    c->cc = cc_from_ax(c->jit_ax);
+    c->r[R_RIP] = next;
+    c->cur = in;
+    j->stats.helper++;
+    in->fn(c, in);
+    fpu_ensure_live(c);
+    c->jit_ax = cc_to_ax(c->cc);
+    return c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode;
+}
+
+/* The host raised an exception in a translated instruction: it is the guest's. */
+static _Noreturn void raise_fault(Cpu *c, const Insn *in, u64 next) {
+    c->cc = cc_from_ax(c->jit_ax);
+    c->r[R_RIP] = next;
+    c->cur = in;
+    c->jit->stats.host_faults++;
+    u32 trap = (u32)c->jit_tmp[0];
+    if (trap == EXC_DE) exc_raise(c, EXC_DE);
+    fpu_host_fault(c, trap);
+}
+
+void jit_bind(Cpu *c) { /* before the shared stubs are made */
+    c->jit_fn[0] = (const void *)run_handler;
+    c->jit_fn[1] = (const void *)raise_fault;
+}
+
+/* Translations point into the interpreter's blocks, so both caches are emptied together. */
+static bool flushed(Cpu *c) {
+    if (likely(c->jit->interp_flushes == c->interp->flushes)) return false;
+    jit_reset(c);
+    return true;
+}
+
+static void consider(Cpu *c, Block *b) {
+    if (b->hits++ != HOT || !jit_eligible(c, b)) return;
+    fpu_park(c);
+    jit_translate(c, b);
+}
+
+/* The block at rip, or NULL. */
+static Block *find(Cpu *c) {
+    Interp *it = c->interp;
+    if (c->mode & MODE_STEP) return NULL;
+    u64 rip = c->r[R_RIP];
+    Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
+    return block_still_holds(c, b, rip) ? b : block_lookup(c);
+}
+
+static JitExit *enter(Cpu *c, Block *b) {
+    Jit *j = c->jit;
+    fpu_ensure_live(c);
+    c->jit_ax = cc_to_ax(c->cc);
+    c->cur = &insn_none;
+    u32 mode = c->mode, gen = c->lookup_gen;
+    j->leave = false;
+    j->stats.entered++;
+    u64 r = ((EnterFn)j->enter)(c, b->code->entry);
+    c->cc = cc_from_ax(c->jit_ax);
+    if (!r) return NULL;
+    JitExit *x = (JitExit *)(r & ~(u64)POLL);
+    c->r[R_RIP] = x->rip;
+    j->stats.poll += r & POLL;
+    return r & POLL || c->mode != mode || c->lookup_gen != gen ? NULL : x;
+}
+
+static bool can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never; }
+
+void jit_run(Cpu *c) {
+    Interp *it = c->interp;
+    JitExit *from = NULL;
+    interp_begin(c);
+    flushed(c);
+    for (;;) {
+        Block *b = NULL;
+        jit_take_flushes(c);
+        if (unlikely(!jit_room(c->jit))) {
+            interp_flush_all(c);
+            flushed(c);
+            from = NULL;
+        }
+        if (likely(!cpu_attention(c))) b = find(c);
+        if (unlikely(flushed(c))) from = NULL;
+        if (unlikely(!b)) {
+            from = NULL;
+            if (run_special(c, it)) return;
+            continue;
+        }
+        if (!b->code) consider(c, b);
+        if (can_enter(c, b)) {
+            if (from) jit_link(c, from, b);
+            jit_cache_fill(c, b);
+            from = enter(c, b);
+            if (unlikely(c->halted)) return;
+            continue;
+        }
+        from = NULL;
+        block_exec(c, b);
+        if (b->system && c->halted) return;
+    }
+}

@@ -1,0 +1,92 @@
+/* What the emitters share while one block is translated. */
+#ifndef QPY_JIT_TRANS_H
+#define QPY_JIT_TRANS_H
+
+#include <Zydis/Zydis.h>
+
+#include "jit/asm.h"
+#include "jit/jit.h"
+
+/* Part of the code that lies behind the block: slow paths, exits. */
+typedef struct Cold {
+    u8 *site; /* rel32 that leads here; NULL: none */
+    u8 *back; /* where the hot code goes on (writable view); NULL: it does not */
+    JitExit *exit; /* NULL: its handler does the instruction */
+    u32 insn;
+    const Insn *x87; /* Trans.x87 at that point */
+    u64 x87_next;
+} Cold;
+
+typedef struct Guest {
+    const Insn *in;
+    u64 next;        /* rip behind it */
+    u16 live;        /* FL_*: flags that may still be read when it begins */
+    u16 live_after;
+    ZydisDecodedInstruction zi;
+    u8 bytes[16];
+} Guest;
+
+typedef struct Trans {
+    Asm a;
+    Cpu *c;
+    Jit *jit;
+    Block *b;
+    JitCode *code;
+    JitMode *mode;
+    Guest *g; /* the instruction being translated */
+    unsigned i, n;
+    bool wide;      /* 64-bit code */
+    bool ended;     /* control does not fall out of the end */
+    const TlbEntry *tlb;
+    const Insn *x87; /* last x87 instruction, whose pointers are still to be stored */
+    u64 x87_next;
+    Cold cold[4 * BLOCK_MAX_INSNS + 8];
+    unsigned n_cold;
+    Guest guest[BLOCK_MAX_INSNS];
+} Trans;
+
+/* Host register of guest register n, or NO_REG: it lives in Cpu.r. */
+INLINE unsigned host_reg(unsigned n) { return n == R_RSP ? R12 : n < R_R12 ? n : NO_REG; }
+INLINE Rm slot(const Trans *t, unsigned n) { return rm_abs(&t->c->r[n]); }
+/* A full guest register into a host one, and back. */
+INLINE void get_reg(Trans *t, unsigned to, unsigned n) {
+    if (host_reg(n) == NO_REG) asm_load(&t->a, to, slot(t, n));
+    else asm_mov(&t->a, to, host_reg(n));
+}
+INLINE void set_reg(Trans *t, unsigned n, unsigned from) {
+    if (host_reg(n) == NO_REG) asm_store(&t->a, slot(t, n), from);
+    else asm_mov(&t->a, host_reg(n), from);
+}
+/* Must RFLAGS survive what is emitted in front of the current instruction? */
+INLINE bool keep_flags(const Trans *t) { return t->g->live != 0; }
+
+/* Emitters: true if they translated the current instruction. */
+bool emit_int(Trans *t);
+bool emit_control(Trans *t);
+bool emit_stack(Trans *t);
+bool emit_vector(Trans *t);
+void emit_helper(Trans *t); /* its op_* does it */
+
+/* mem.c: r14 = host address of the n bytes at the memory operand, all of them readable / writable; else its op_* is
+ * called and the instruction is over. Clobbers r13-r15, and RFLAGS unless keep_flags(). */
+void emit_address(Trans *t, unsigned n, bool write);
+void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write); /* of [guest register + disp] */
+bool address_supported(const Trans *t);
+void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
+
+/* flags.c */
+void flags_liveness(Trans *t);
+
+/* control.c */
+void emit_goto(Trans *t, u64 rip, bool poll);
+void emit_leave(Trans *t); /* to the dispatcher, rip is set */
+void x87_settle(Trans *t); /* stores the pointers of the last x87 instruction */
+void x87_store(Trans *t, const Insn *in, u64 next);
+
+void cold_helper(Trans *t, u8 *site); /* the rel32 at site leads to the instruction's handler */
+void cold_exit(Trans *t, u8 *site, u64 rip);
+void cold_end_insn(Trans *t);
+void cold_emit(Trans *t);
+INLINE bool same_page(const Trans *t, u64 rip) { return !((rip ^ t->b->rip) & PAGE_MASK); }
+
+#endif

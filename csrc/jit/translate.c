@@ -1,0 +1,104 @@
+/* One block into host code: decode again for what Insn does not keep, find live flags, emit, place the cold parts. */
+#include "jit/trans.h"
+
+#include <string.h>
+
+#include "decode/feat.h"
+
+bool jit_eligible(const Cpu *c, const Block *b) {
+    u32 code = b->mode & (MODE_CS64 | MODE_CS32);
+    if (b->checked || !code || b->mode & (MODE_STEP | MODE_VM) || !(b->mode & MODE_PE)) return false;
+    if (code == MODE_CS32 && (b->mode & (MODE_FLAT | MODE_SS32)) != (MODE_FLAT | MODE_SS32)) return false;
+    return c->tlb != tlb_never;
+}
+
+static void decode_all(Trans *t, const u8 *bytes) {
+    static const u64 no_features[4];
+    ZydisDecoder d;
+    ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+    decode_init_zydis(&d, t->b->mode, no_features);
+    u64 rip = t->b->rip;
+    for (unsigned i = 0; i < t->n; i++) {
+        Guest *g = &t->guest[i];
+        g->in = &t->b->insn[i];
+        unsigned len = g->in->len;
+        memcpy(g->bytes, bytes, len);
+        if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, len, &g->zi, ops))) memset(&g->zi, 0, sizeof g->zi);
+        bytes += len;
+        rip += len;
+        g->next = rip;
+    }
+}
+
+/* The bytes the block was decoded from: still in RAM, or it would have been dropped; a crossing one in two places. */
+static void source_bytes(Cpu *c, const Block *b, u8 *out) {
+    unsigned first = (unsigned)(PAGE_SIZE - (b->ram_off & ~PAGE_MASK));
+    if (first > b->size) first = b->size;
+    memcpy(out, machine_ram_host(c->machine, b->ram_off), first);
+    if (first < b->size) memcpy(out + first, machine_ram_host(c->machine, b->ram_off2), b->size - first);
+}
+
+void emit_helper(Trans *t) {
+    x87_settle(t);
+    asm_imm(&t->a, R15, (u64)t->g->in);
+    asm_imm(&t->a, R14, t->g->next);
+    asm_call(&t->a, (u64)t->jit->helper);
+}
+
+/* Everything at the end of a block that is not a plain branch: the handler says where to go on. */
+static void emit_system(Trans *t) {
+    emit_helper(t);
+    emit_leave(t);
+    t->ended = true;
+}
+
+static void emit_insn(Trans *t) {
+    u16 f = t->g->in->flags;
+    t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
+    if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_int(t) || emit_vector(t))) return;
+    if ((f & (INF_END | INF_PLAIN)) == INF_END) emit_system(t);
+    else emit_helper(t); /* REP: the next instruction follows when it is done */
+}
+
+static bool finish(Trans *t) {
+    Block *b = t->b;
+    Jit *j = t->jit;
+    if (!t->ended) emit_goto(t, t->g->next, false);
+    t->code->end = (u32)(t->a.p - j->rw);
+    cold_emit(t);
+    t->code->entry = j->rx + j->used;
+    j->stats.translated++;
+    j->stats.code_bytes += (u64)(t->a.p - j->rw) - j->used;
+    j->used = (u32)((t->a.p - j->rw) + 15) & ~15u;
+    j->codes[j->n_codes++] = t->code;
+    b->code = t->code;
+    return true;
+}
+
+bool jit_translate(Cpu *c, Block *b) {
+    static __thread Trans trans;
+    Trans *t = &trans;
+    Jit *j = c->jit;
+    u8 bytes[BLOCK_MAX_BYTES + 16];
+    memset(t, 0, offsetof(Trans, cold));
+    t->n_cold = 0;
+    t->c = c, t->jit = j, t->b = b, t->n = b->n;
+    t->wide = b->mode & MODE_CS64;
+    t->mode = jit_mode(j, b->mode);
+    if (!t->mode) return false;
+    t->tlb = c->tlbs[c->mmu_mode];
+    t->a = (Asm){.p = j->rw + j->used, .rx = (i64)(j->rx - j->rw)};
+    t->code = jit_alloc(j, sizeof *t->code);
+    t->code->block = b;
+    t->code->points = jit_alloc(j, t->n * sizeof(JitPoint));
+    t->code->n_points = t->n;
+    source_bytes(c, b, bytes);
+    decode_all(t, bytes);
+    flags_liveness(t);
+    for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
+        t->g = &t->guest[t->i];
+        emit_insn(t);
+        cold_end_insn(t);
+    }
+    return finish(t);
+}
