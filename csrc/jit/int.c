@@ -131,11 +131,7 @@ static unsigned enc_flags(const Guest *g, const Use *u) {
     if (in->flags & INF_LOCK) f |= E_LOCK;
     if (u->byte || u->rm_size == 1) f |= E_BYTE_RM;
     if (u->byte && u->reg != EXT) f |= E_BYTE_REG;
-    for (unsigned i = 0; i < g->zi.raw.prefix_count; i++) {
-        if (g->zi.raw.prefixes[i].type != ZYDIS_PREFIX_TYPE_MANDATORY) continue;
-        if (g->zi.raw.prefixes[i].value == 0xf3) f |= E_F3;
-        if (g->zi.raw.prefixes[i].value == 0xf2) f |= E_F2;
-    }
+    if (in->op == ZYDIS_MNEMONIC_TZCNT || in->op == ZYDIS_MNEMONIC_LZCNT || in->op == ZYDIS_MNEMONIC_POPCNT) f |= E_F3;
     return f;
 }
 

@@ -86,7 +86,8 @@ typedef struct Jit {
 /* NULL if this host cannot run translated code (BMI2, LAHF); why: a short reason. */
 struct Jit *jit_new(Cpu *c, const char **why);
 void jit_free(struct Jit *j);
-void jit_run(Cpu *c); /* like interp_run() */
+void jit_run(Cpu *c);       /* like interp_run() */
+void jit_run_block(Cpu *c); /* translates the block at rip and enters it once, for tests */
 
 /* translate.c: makes b->code; false: this block stays interpreted. FPU parked. */
 bool jit_translate(Cpu *c, Block *b);

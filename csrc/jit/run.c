@@ -16,7 +16,7 @@ typedef u64 (*EnterFn)(Cpu *c, const u8 *code);
 static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
     Jit *j = c->jit;
     u32 gen = c->lookup_gen, mode = c->mode;
-    c->cc = cc_from_ax(c->jit_ax);
+    c->cc = cc_from_ax((u16)c->jit_ax);
     c->r[R_RIP] = next;
     c->cur = in;
     j->stats.helper++;
@@ -28,7 +28,7 @@ static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
 
 /* The host raised an exception in a translated instruction: it is the guest's. */
 static _Noreturn void raise_fault(Cpu *c, const Insn *in, u64 next) {
-    c->cc = cc_from_ax(c->jit_ax);
+    c->cc = cc_from_ax((u16)c->jit_ax);
     c->r[R_RIP] = next;
     c->cur = in;
     c->jit->stats.host_faults++;
@@ -73,7 +73,7 @@ static JitExit *enter(Cpu *c, Block *b) {
     j->leave = false;
     j->stats.entered++;
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
-    c->cc = cc_from_ax(c->jit_ax);
+    c->cc = cc_from_ax((u16)c->jit_ax);
     if (!r) return NULL;
     JitExit *x = (JitExit *)(r & ~(u64)POLL);
     c->r[R_RIP] = x->rip;
@@ -82,6 +82,19 @@ static JitExit *enter(Cpu *c, Block *b) {
 }
 
 static bool can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never; }
+
+void jit_run_block(Cpu *c) {
+    interp_begin(c);
+    jit_take_flushes(c);
+    Block *b = find(c);
+    flushed(c);
+    if (b && !b->code && jit_eligible(c, b)) {
+        fpu_park(c);
+        jit_translate(c, b);
+    }
+    if (b && can_enter(c, b)) enter(c, b);
+    else if (b) block_exec(c, b);
+}
 
 void jit_run(Cpu *c) {
     Interp *it = c->interp;

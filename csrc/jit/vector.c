@@ -39,10 +39,20 @@ static void x87_note_operand(Trans *t) {
     asm_rm(a, E_66, MAP_1, 0x89, R15, rm_abs(&f->fds));
 }
 
+/* The immediate names a vector register. */
+static bool has_is4(const ZydisDecodedInstruction *zi) {
+    switch (zi->mnemonic) {
+    case ZYDIS_MNEMONIC_VBLENDVPS:
+    case ZYDIS_MNEMONIC_VBLENDVPD:
+    case ZYDIS_MNEMONIC_VPBLENDVB: return true;
+    default: return false;
+    }
+}
+
 /* The instruction as its native stub has it, with [r14] for [rdi] and host register gpr for rcx. */
 static bool put_native(Trans *t, bool mem, bool gpr, unsigned host) {
     const Guest *g = t->g;
-    NativeForm f = {.rm_gpr = false, .reg_gpr = false};
+    NativeForm f = {.is4 = has_is4(&g->zi)};
     u8 out[16];
     if (gpr) {
         ZydisDecoder d;

@@ -5,11 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cpu/fpu.h"
 #include "cpu/model.h"
 #include "interp/block.h"
 #include "interp/fpu_ops.h"
+#include "jit/jit.h"
+#include "memory/safepoint.h"
 #include "memory/state.h"
 
 enum { RAM_PAGES = 16, PTE_P = 1, PTE_W = 2, PTE_U = 4, PAGE_PML4 = 0, PAGE_CODE = 8, PAGE_DATA = 9, MAX_STEPS = 1000 };
@@ -54,9 +57,8 @@ static void set_segments(unsigned bits) {
 void guest_init(void) {
     static QpyClock clock;
     Machine *m = machine_new(&clock, 1 << 24);
-    c = aligned_alloc(64, sizeof *c);
-    if (!m || !c) abort();
-    memset(c, 0, sizeof *c);
+    c = mmap(NULL, sizeof *c, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (!m || c == MAP_FAILED) abort();
     i64 off = machine_ram_alloc(m, RAM_PAGES * PAGE_SIZE);
     MemRange range = {.size = RAM_PAGES * PAGE_SIZE, .ram_off = (u64)off, .write_off = (u64)off, .kind = RANGE_RAM};
     if (off < 0 || machine_set_view(m, &range, 1)) abort();
@@ -133,6 +135,38 @@ static bool step(State *out, Insn *insn) {
     return true;
 }
 
+bool guest_translates;
+
+/* The same by the translator: the instruction and an UD2 behind it make a block. Flags that the instruction overwrites
+ * need not survive when it faults. */
+static bool run_translated(const Code *code, const State *in, State *out) {
+    static const u8 ud2[2] = {0x0f, 0x0b};
+    u8 *at = ram + PAGE_CODE * PAGE_SIZE + (in->rip & ~PAGE_MASK);
+    const char *why;
+    if (!c->jit && !jit_new(c, &why)) abort();
+    current_cpu = c;
+    memcpy(at, code->bytes, code->len);
+    memcpy(at + code->len, ud2, sizeof ud2);
+    if (code->fs_at) at[code->fs_at - 1] = 0x64;
+    interp_flush_all(c);
+    for (unsigned i = 0; i < MAX_STEPS; i++) {
+        if (__builtin_setjmp(c->jmp)) {
+            fpu_park(c);
+            if (c->exc.vector == EXC_RESTART) continue;
+            note_exception(out);
+            break;
+        }
+        if (c->r[R_RIP] < in->rip || c->r[R_RIP] >= in->rip + code->len) break;
+        jit_run_block(c);
+        fpu_park(c);
+    }
+    bool done = out->trap == EXC_UD && c->r[R_RIP] == in->rip + code->len;
+    if (done) clear_trap(out);
+    store(out);
+    if (out->trap != NO_TRAP) out->flags = (out->flags & ~(u64)FL_CC) | (in->flags & FL_CC);
+    return true;
+}
+
 bool guest_run(const Code *code, const State *in, State *out, bool *native) {
     Insn insn;
     u8 bytes[32] = {0};
@@ -147,6 +181,7 @@ bool guest_run(const Code *code, const State *in, State *out, bool *native) {
     } else {
         insn.fn = resolve(&insn, bytes, native);
         if (!insn.fn) return false;
+        if (guest_translates && code->bits != 16) return run_translated(code, in, out);
         for (unsigned i = 0; i < MAX_STEPS && !step(out, &insn); i++) {}
     }
     store(out);
@@ -170,6 +205,10 @@ void guest_run_sequence(const Code *code, unsigned n, const State *in, State *ou
     set_segments(code->bits);
     load(in);
     clear_trap(out);
+    if (guest_translates && code->bits != 16) {
+        run_translated(code, in, out);
+        return;
+    }
     memcpy(ram + PAGE_CODE * PAGE_SIZE + (in->rip & ~PAGE_MASK), code->bytes, code->len);
     interp_flush_all(c);
     u64 stop = interp_icount(c) + n; /* the last exception may have left a block half counted */

@@ -44,6 +44,7 @@ void host_run(const Code *code, const State *in, State *out);
 
 void guest_init(void);
 /* False if the interpreter does not implement the form. */
+extern bool guest_translates; /* guest_run uses the translator where it can */
 bool guest_run(const Code *code, const State *in, State *out, bool *native);
 /* n instructions by the run loop and its block cache. */
 void guest_run_sequence(const Code *code, unsigned n, const State *in, State *out);

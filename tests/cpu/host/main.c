@@ -143,13 +143,14 @@ static unsigned run_sequences(unsigned count) {
 }
 
 static void options(int argc, char **argv) {
-    for (int o; (o = getopt(argc, argv, "n:q:s:f:r:vl")) != -1;) {
+    for (int o; (o = getopt(argc, argv, "n:q:s:f:r:vlj")) != -1;) {
         switch (o) {
         case 'n': n_variants = (unsigned)atoi(optarg); break;
         case 'q': n_sequences = (unsigned)atoi(optarg); break;
         case 's': seed = strtoull(optarg, NULL, 0); break;
         case 'f': filter = optarg; break;
         case 'r': max_reports = (unsigned)atoi(optarg); break;
+        case 'j': guest_translates = true; break;
         case 'v': verbose = true; break;
         case 'l': list_only = true; break;
         default: exit(2);
