@@ -41,7 +41,7 @@ typedef struct Block {
     u64 cs_base;
     u64 ram_off, ram_off2; /* first byte; second page if the only instruction crosses into it, else ~0 */
     u32 mode;
-    u8 bytes[16]; /* checked: what was decoded */
+    u8 bytes[16];         /* checked: what was decoded */
     u32 hits;             /* times interpreted while it had no translation */
     struct JitCode *code; /* its translation (jit/) */
     struct Block *hash_next, *page_next[2];

@@ -7,8 +7,8 @@
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15, AH };
 
 typedef struct Asm {
-    u8 *p;       /* next byte, writable view */
-    i64 rx;      /* executable address - writable address */
+    u8 *p;  /* next byte, writable view */
+    i64 rx; /* executable address - writable address */
 } Asm;
 
 INLINE u64 asm_here(const Asm *a) { return (u64)a->p + (u64)a->rx; }
@@ -31,7 +31,9 @@ INLINE Rm rm_reg(unsigned r) { return (Rm){.reg = (u8)r}; }
 INLINE Rm rm_abs(const volatile void *p) {
     return (Rm){.reg = NO_REG, .base = NO_REG, .index = NO_REG, .disp = (i32)(u32)(u64)p};
 }
-INLINE Rm rm_at(unsigned base, i32 disp) { return (Rm){.reg = NO_REG, .base = (u8)base, .index = NO_REG, .disp = disp}; }
+INLINE Rm rm_at(unsigned base, i32 disp) {
+    return (Rm){.reg = NO_REG, .base = (u8)base, .index = NO_REG, .disp = disp};
+}
 INLINE Rm rm_sib(unsigned base, unsigned index, unsigned scale, i32 disp) {
     return (Rm){.reg = NO_REG, .base = (u8)base, .index = (u8)index, .scale = (u8)scale, .disp = disp};
 }

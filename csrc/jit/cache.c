@@ -19,7 +19,8 @@ enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 }
 static const char *host_lacks(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_BMI2)) return "the host CPU has no BMI2";
-    if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LAHF_LM)) return "the host CPU has no LAHF in 64-bit mode";
+    if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LAHF_LM))
+        return "the host CPU has no LAHF in 64-bit mode";
     return NULL;
 }
 
@@ -139,8 +140,8 @@ static void registers(Asm *a, Cpu *c, bool load) {
 /* RAX carries the flags in between, so it is stored first and loaded last. */
 static void spill(Asm *a, Cpu *c) {
     asm_store(a, rm_abs(&c->r[R_RAX]), RAX);
-    put1(a, 0x9f);                                 /* lahf */
-    put1(a, 0x0f), put1(a, 0x90), put1(a, 0xc0);   /* seto al */
+    put1(a, 0x9f);                               /* lahf */
+    put1(a, 0x0f), put1(a, 0x90), put1(a, 0xc0); /* seto al */
     asm_rm(a, 0, MAP_1, 0x89, RAX, rm_abs(&c->jit_ax));
     registers(a, c, false);
 }

@@ -11,10 +11,9 @@ static bool masked_count_zero(const Guest *g) {
 /* Shifts and rotates leave the flags alone when the count is zero. */
 static bool is_shift(const Guest *g) {
     const ZydisDecodedInstruction *zi = &g->zi;
-    if (zi->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
-        return (zi->opcode & 0xfe) == 0xc0 || (zi->opcode & 0xfc) == 0xd0;
-    return zi->opcode_map == ZYDIS_OPCODE_MAP_0F &&
-           ((zi->opcode & 0xfe) == 0xa4 || (zi->opcode & 0xfe) == 0xac) && zi->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX;
+    if (zi->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT) return (zi->opcode & 0xfe) == 0xc0 || (zi->opcode & 0xfc) == 0xd0;
+    return zi->opcode_map == ZYDIS_OPCODE_MAP_0F && ((zi->opcode & 0xfe) == 0xa4 || (zi->opcode & 0xfe) == 0xac) &&
+           zi->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX;
 }
 
 /* Hardware leaves some of the undefined flags of these as they were. */

@@ -8,9 +8,9 @@ enum { NONE, RD = 1, WR = 2, RW = 3, EXT = 4 /* the reg field is part of the opc
 /* How one opcode uses r/m and reg. sizes: bytes of the r/m operand, 0: the operand size. */
 typedef struct Use {
     u8 rm, reg, rm_size;
-    bool byte;      /* both operands are bytes */
-    bool reg_only;  /* not with a memory operand: its op_* does that */
-    bool no_slot;   /* r/m must be a register (a memory form would mean something else) */
+    bool byte;     /* both operands are bytes */
+    bool reg_only; /* not with a memory operand: its op_* does that */
+    bool no_slot;  /* r/m must be a register (a memory form would mean something else) */
 } Use;
 
 static bool alu_use(u8 opcode, Use *u) {
@@ -135,9 +135,7 @@ static unsigned enc_flags(const Guest *g, const Use *u) {
     return f;
 }
 
-static unsigned rm_bytes(const Guest *g, const Use *u) {
-    return u->byte ? 1 : u->rm_size ? u->rm_size : g->in->osz;
-}
+static unsigned rm_bytes(const Guest *g, const Use *u) { return u->byte ? 1 : u->rm_size ? u->rm_size : g->in->osz; }
 static unsigned reg_bytes(const Guest *g, const Use *u) { return u->byte ? 1 : g->in->osz; }
 
 static unsigned field_reg(const Guest *g) { return g->zi.raw.modrm.reg | (unsigned)g->zi.raw.rex.R << 3; }

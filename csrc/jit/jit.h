@@ -18,14 +18,14 @@
 #define JIT_CACHE_SIZE 4096u /* entries of one mode's jump cache */
 
 typedef struct JitExit {
-    const u8 *code;            /* where it leads: its stub, or the target */
-    u64 rip;                   /* the guest's address there */
-    struct JitCode *to;        /* linked to this translation */
-    struct JitExit *next_in;   /* others linked to it */
-    const u8 *stub;            /* leaves to the dispatcher */
-    u8 *site;                  /* writable view of the rel32 to patch; NULL: jumps through `code` */
-    u64 second;                /* second page of a target that crosses, or rip's own */
-    bool listed;               /* in one of Jit.filled */
+    const u8 *code;          /* where it leads: its stub, or the target */
+    u64 rip;                 /* the guest's address there */
+    struct JitCode *to;      /* linked to this translation */
+    struct JitExit *next_in; /* others linked to it */
+    const u8 *stub;          /* leaves to the dispatcher */
+    u8 *site;                /* writable view of the rel32 to patch; NULL: jumps through `code` */
+    u64 second;              /* second page of a target that crosses, or rip's own */
+    bool listed;             /* in one of Jit.filled */
 } JitExit;
 
 /* Where an instruction's host code begins, for host faults. */
@@ -66,10 +66,10 @@ typedef struct JitStats {
 } JitStats;
 
 typedef struct Jit {
-    u8 *rw;       /* the code cache, writable view */
-    const u8 *rx; /* executable view, below 2 GiB */
+    u8 *rw;           /* the code cache, writable view */
+    const u8 *rx;     /* executable view, below 2 GiB */
     u32 used, common; /* common: what the shared stubs take */
-    char *arena;  /* JitCode, JitExit, JitPoint; below 2 GiB */
+    char *arena;      /* JitCode, JitExit, JitPoint; below 2 GiB */
     u32 arena_used;
     u32 interp_flushes; /* Interp.flushes seen */
     bool leave; /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */

@@ -6,7 +6,9 @@
 
 enum { RTAG = offsetof(TlbEntry, rtag), WTAG = offsetof(TlbEntry, wtag), DELTA = offsetof(TlbEntry, delta) };
 
-static bool is_constant(const Insn *in) { return in->index == ROFF(R_ZERO) && (in->base == ROFF(R_RIP) || in->base == ROFF(R_ZERO)); }
+static bool is_constant(const Insn *in) {
+    return in->index == ROFF(R_ZERO) && (in->base == ROFF(R_RIP) || in->base == ROFF(R_ZERO));
+}
 
 bool address_supported(const Trans *t) {
     const Insn *in = t->g->in;
@@ -76,8 +78,8 @@ static void check_keeping(Trans *t, unsigned n, unsigned tag) {
     Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
     asm_lea(a, R15, times4);
     asm_load(a, RCX, field(t, tag, 3));
-    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));      /* not */
-    asm_lea(a, RCX, rm_sib(RCX, R14, 0, (i32)n));     /* address - tag + n - 1 */
+    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));  /* not */
+    asm_lea(a, RCX, rm_sib(RCX, R14, 0, (i32)n)); /* address - tag + n - 1 */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[1]));
     put1(a, 0xe3), put1(a, 8); /* jrcxz over the next two */
     asm_mov(a, RCX, R13);

@@ -9,8 +9,8 @@
 
 /* Part of the code that lies behind the block: slow paths, exits. */
 typedef struct Cold {
-    u8 *site; /* rel32 that leads here; NULL: none */
-    u8 *back; /* where the hot code goes on (writable view); NULL: it does not */
+    u8 *site;      /* rel32 that leads here; NULL: none */
+    u8 *back;      /* where the hot code goes on (writable view); NULL: it does not */
     JitExit *exit; /* NULL: its handler does the instruction */
     u32 insn;
     const Insn *x87; /* Trans.x87 at that point */
@@ -19,8 +19,8 @@ typedef struct Cold {
 
 typedef struct Guest {
     const Insn *in;
-    u64 next;        /* rip behind it */
-    u16 live;        /* FL_*: flags that may still be read when it begins */
+    u64 next; /* rip behind it */
+    u16 live; /* FL_*: flags that may still be read when it begins */
     u16 live_after;
     ZydisDecodedInstruction zi;
     u8 bytes[16];
@@ -35,8 +35,8 @@ typedef struct Trans {
     JitMode *mode;
     Guest *g; /* the instruction being translated */
     unsigned i, n;
-    bool wide;      /* 64-bit code */
-    bool ended;     /* control does not fall out of the end */
+    bool wide;  /* 64-bit code */
+    bool ended; /* control does not fall out of the end */
     const TlbEntry *tlb;
     const Insn *x87; /* last x87 instruction, whose pointers are still to be stored */
     u64 x87_next;

@@ -1,4 +1,4 @@
-"""The interpreter against the host's own CPU: every user-mode instruction form, integer and native (tests/cpu/host)."""
+"""Interpreter and translator against the host: every user-mode instruction form, integer and native (tests/cpu/host)."""
 
 import re
 import subprocess
@@ -40,7 +40,12 @@ def test_all_forms(hostcmp: Path) -> None:
     check_coverage(compare(hostcmp, "-n", "10", "-q", "600", timeout=120))
 
 
+def test_all_forms_translated(hostcmp: Path) -> None:
+    check_coverage(compare(hostcmp, "-j", "-n", "10", "-q", "600", timeout=120))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_all_forms_thoroughly(hostcmp: Path, seed: int) -> None:
-    check_coverage(compare(hostcmp, "-n", "200", "-q", "20000", "-s", str(seed), timeout=900))
+@pytest.mark.parametrize("tier", [(), ("-j",)], ids=["interp", "dbt"])
+def test_all_forms_thoroughly(hostcmp: Path, tier: tuple[str, ...], seed: int) -> None:
+    check_coverage(compare(hostcmp, *tier, "-n", "200", "-q", "20000", "-s", str(seed), timeout=900))
