@@ -1,4 +1,4 @@
-"""Interpreter and translator against the host: every user-mode instruction form, integer and native (tests/cpu/host)."""
+"""Interpreter and translator against the host: every user-mode instruction form (tests/cpu/host)."""
 
 import re
 import subprocess
