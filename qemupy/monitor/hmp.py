@@ -135,7 +135,7 @@ class Hmp:
             pool = sorted(info_commands if words[0] == "info" else commands)
         elif len(words) == 3 and words[0] in ("help", "?") and words[1] == "info":
             pool = sorted(info_commands)
-        elif words[0] in ("eject", "change", "commit"):
+        elif words[0] in ("block_resize", "change", "commit", "drive_del", "eject"):
             pool = sorted(self.vm.drives)
         elif words[0] == "sendkey" and len(words) == 2:
             from qemupy.monitor.keys import QCODES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qemupy import options
+from qemupy.backends.block.qcow2.details import size_text
 from qemupy.monitor import block_commands as commands
 from qemupy.monitor.block_commands import BlockInfo, ImageInfo, NodeInfo
 from qemupy.monitor.command import hmp
@@ -111,15 +112,6 @@ def _show_image(mon: Hmp, image: ImageInfo) -> None:
     mon.print(f"disk size: {size_text(image.disk_size) if image.disk_size is not None else 'unavailable'}")
     for line in image.details:
         mon.print(line)
-
-
-def size_text(size: int) -> str:
-    """Three digits and a binary unit: `196 KiB`, `1.5 GiB`."""
-    value, units = float(size), iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
-    unit = next(units)
-    while value >= 1000:
-        value, unit = value / 1024, next(units)
-    return f"{value:.3g} {unit}"
 
 
 @hmp("info blockstats", "", "", "show block device statistics")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,3 +213,23 @@ def test_ctrl_a_s_commits(mon: Bench, images: Path) -> None:
         vm.chardevs.muxes["r"]._command("s")
     vm.loop.run_until(lambda: vm.jobs.current is None)
     assert (images / "a.img").read_bytes()[:513] == b"Z" * 512 + b"a"
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+@pytest.mark.parametrize("created", ["", "compat=0.10", "lazy_refcounts=on,refcount_bits=8", "cluster_size=128k"])
+def test_images_are_described_as_qemu_img_does(mon: Bench, tmp_path: Path, created: str) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+
+    def qemu_img(*words: object) -> str:
+        return subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, text=True).stdout
+
+    options = ["-o", created] if created else []
+    qemu_img("create", "-f", "qcow2", *options, base, "1M")
+    qemu_img("snapshot", "-c", "one", base)
+    qemu_img("snapshot", "-c", "another one", base)
+    if "0.10" not in created:
+        qemu_img("bitmap", "--add", base, "bm")
+    qemu_img("create", "-f", "qcow2", *options, "-b", "base.qcow2", "-F", "qcow2", top)
+    wanted = qemu_img("info", "--backing-chain", top).replace("\n\n", "\n")
+    add(mon, f"id=d0,file={top},format=qcow2,readonly=on", "dev0")
+    assert mon("info block -v d0").partition("Images:\n")[2] == wanted

@@ -121,6 +121,11 @@ class Qcow2Node(Node):
 
     # Life
 
+    def details(self) -> list[str]:
+        from qemupy.backends.block.qcow2.details import describe
+
+        return describe(self.image, self.filename)
+
     def reopen(self, readonly: bool) -> None:
         if readonly == self.readonly:
             return
