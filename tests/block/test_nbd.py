@@ -24,6 +24,14 @@ from tests.block.conftest import Host, Machine
 MIB = 1 << 20
 
 
+def ready(path: Path) -> bool:
+    """A server listens a moment after its socket has appeared."""
+    if not path.is_socket():
+        return path.exists()
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 @contextlib.contextmanager
 def server(command: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Runs until the end of the block; `path` is the socket it makes."""
@@ -31,8 +39,8 @@ def server(command: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
         pytest.skip(f"{command[0]} is not installed")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(500):
-            if path.exists() or process.poll() is not None:
+        for _ in range(2000):
+            if ready(path) or process.poll() is not None:
                 break
             time.sleep(0.01)
         assert process.poll() is None, command
