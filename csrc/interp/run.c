@@ -40,15 +40,28 @@ static int fetch_decode(Cpu *c, u64 rip, Insn *in) {
     }
 }
 
-/* One instruction outside the block cache: interrupt shadow, single-step, code in MMIO, the end of a budget. */
+static void exec_insn(Cpu *c, const Insn *in) {
+    c->cur = in;
+    c->r[R_RIP] += in->len;
+    in->fn(c, in);
+    c->icount++;
+}
+
+/* One instruction outside the block cache: single-step, code in MMIO. */
 static void exec_one(Cpu *c, Interp *it) {
     if (!(c->mode & MODE_CS64)) c->r[R_RIP] = (u32)c->r[R_RIP];
     c->cur = &insn_none;
     fetch_decode(c, c->r[R_RIP], &it->one);
-    c->cur = &it->one;
-    c->r[R_RIP] += it->one.len;
-    it->one.fn(c, &it->one);
-    c->icount++;
+    exec_insn(c, &it->one);
+}
+
+/* The first instruction of a block: interrupt shadow, the end of a budget. */
+static void exec_first(Cpu *c, Interp *it) {
+    u64 rip = c->r[R_RIP];
+    Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
+    if (!block_still_holds(c, b, rip)) b = block_lookup(c);
+    if (b) exec_insn(c, b->insn);
+    else exec_one(c, it);
 }
 
 static void exec_step(Cpu *c, Interp *it) {
@@ -65,7 +78,7 @@ bool run_special(Cpu *c, Interp *it) {
     else if (cpu_attention(c)) return true;
     if (c->halted || c->icount >= it->budget_end) return true;
     if (c->mode & MODE_STEP) exec_step(c, it);
-    else exec_one(c, it);
+    else exec_first(c, it);
     return c->halted || c->leave_block;
 }
 

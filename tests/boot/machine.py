@@ -19,7 +19,7 @@ from typing import Self
 
 SCALE = float(os.environ.get("QEMUPY_TIMEOUT_SCALE", "1"))
 REFERENCE = os.environ.get("QEMUPY_BIN")
-ACCELERATORS = ["reference"] if REFERENCE else ["interp"]
+ACCELERATORS = ["reference"] if REFERENCE else ["dbt"]
 
 # A guest that works never prints one of these.
 ALARM = re.compile(
