@@ -10,7 +10,7 @@ from qemupy.errors import ConfigError
 
 # What the core has. QEMU's name for its translator stands for the best of ours.
 ACCELERATORS = {"dbt": "translate hot code", "interp": "interpret every instruction"}
-DEFAULT_ACCEL = "interp"
+DEFAULT_ACCEL = "dbt"
 _ALIASES = {"tcg": DEFAULT_ACCEL}
 
 _TRANSLATOR_KEYS = ("one-insn-per-tb", "split-wx", "tb-size", "thread")

@@ -16,7 +16,7 @@
 #endif
 enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 };
 
-static const char *host_lacks(void) {
+const char *jit_unsupported(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_BMI2)) return "the host CPU has no BMI2";
     if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LAHF_LM))
@@ -50,7 +50,7 @@ static bool map_all(Jit *j) {
 }
 
 struct Jit *jit_new(Cpu *c, const char **why) {
-    *why = host_lacks();
+    *why = jit_unsupported();
     if (*why) return NULL;
     Jit *j = calloc(1, sizeof *j);
     if (!j || !map_all(j)) {

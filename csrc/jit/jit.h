@@ -83,7 +83,9 @@ typedef struct Jit {
     JitStats stats;
 } Jit;
 
-/* NULL if this host cannot run translated code (BMI2, LAHF); why: a short reason. */
+/* Why this host cannot run translated code (BMI2, LAHF); NULL: it can. */
+const char *jit_unsupported(void);
+/* NULL on failure; why: a short reason. */
 struct Jit *jit_new(Cpu *c, const char **why);
 void jit_free(struct Jit *j);
 void jit_run(Cpu *c);       /* like interp_run() */
@@ -94,8 +96,8 @@ bool jit_translate(Cpu *c, Block *b);
 bool jit_eligible(const Cpu *c, const Block *b);
 
 /* cache.c */
-#define JIT_CODE_BYTES  (48u << 20)
-#define JIT_ARENA_BYTES (64u << 20)
+#define JIT_CODE_BYTES  (32u << 20)
+#define JIT_ARENA_BYTES (48u << 20)
 void *jit_alloc(Jit *j, size_t n);
 void jit_reset(Cpu *c); /* drops all translations; not from translated code */
 bool jit_room(const Jit *j);

@@ -177,8 +177,7 @@ void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t fla
     m->perfmap = flags & QPY_DBT_PERFMAP;
 }
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel) {
-    const char *why;
-    if (accel != ACCEL_INTERP && (accel != ACCEL_DBT || !(v->jit || jit_new(v, &why)))) return -ENOSYS;
+    if (accel != ACCEL_INTERP && (accel != ACCEL_DBT || jit_unsupported())) return -ENOSYS;
     v->accel = (u8)accel;
     return 0;
 }

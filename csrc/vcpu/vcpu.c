@@ -2,6 +2,7 @@
 #include "vcpu/vcpu.h"
 
 #include "apic/apic.h"
+#include "base/log.h"
 #include "cpu/fpu.h"
 #include "cpu/model.h"
 #include "interp/ops.h"
@@ -86,12 +87,22 @@ void vcpu_kick(Cpu *c) {
     futex_wake(&c->machine->pause, INT32_MAX);
 }
 
+/* Made when first needed: address space below 2 GiB is scarce. */
+static void need_translator(Cpu *c) {
+    if (c->jit || c->accel != ACCEL_DBT) return;
+    const char *why;
+    if (jit_new(c, &why)) return;
+    c->accel = ACCEL_INTERP;
+    log_printf("vCPU %u is interpreted: %s\n", c->index, why);
+}
+
 int vcpu_run(Cpu *c, u64 stop) {
     int reason = EXIT_KICK;
     current_cpu = c;
     if (!c->exit_request && pause_point_enter(c)) {
         guest_enter(c);
         interp_set_stop(c, stop);
+        need_translator(c);
         reason = vcpu_run_guest(c, stop);
         interp_settle(c);
         fpu_park(c);

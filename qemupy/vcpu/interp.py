@@ -216,7 +216,7 @@ class InterpVcpu:
         self.handle = handle
         if lib.qpy_vcpu_set_accel(handle, _ACCELS[accel.name]):
             lib.qpy_vcpu_free(handle)
-            raise ConfigError(f"invalid accelerator {accel.name}")
+            raise ConfigError(f"accelerator {accel.name} cannot run on this host (it needs BMI2); use -accel interp")
         self.index = int(lib.qpy_vcpu_index(handle))
         number = int(lib.qpy_vcpu_id(handle))
         while len(_by_vcpu) <= number:
