@@ -234,7 +234,7 @@ struct Cpu {
     /* Translated code (jit/) addresses these absolutely. */
     struct Jit *jit;
     u64 jit_sp;               /* stack pointer to leave with */
-    u64 jit_tmp[2];
+    u64 jit_tmp[3];
     u64 jit_mask[3];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
     const void *jit_fn[4];    /* C functions it calls */

@@ -43,6 +43,7 @@ typedef struct Block {
     u32 mode;
     u8 bytes[16];         /* checked: what was decoded */
     u32 hits;             /* times interpreted while it had no translation */
+    bool plain;           /* translate without groups (jit/group.c) */
     struct JitCode *code; /* its translation (jit/) */
     struct Block *hash_next, *page_next[2];
 } Block;

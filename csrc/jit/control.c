@@ -25,6 +25,14 @@ void cold_exit(Trans *t, u8 *site, u64 rip) {
     cold_exit_of(t, site, x);
 }
 
+void cold_interpret(Trans *t, u8 *site) {
+    u64 rip = t->g->next - t->g->in->len;
+    JitExit *x = exit_new(t, rip);
+    x->from = t->code;
+    cold_exit_of(t, site, x);
+    t->cold[t->n_cold - 1].interpret = true;
+}
+
 /* The hot code of an instruction is complete: its slow paths come back here. */
 void cold_end_insn(Trans *t) {
     for (unsigned i = t->n_cold; i-- && t->cold[i].insn == t->i;)
@@ -40,9 +48,16 @@ static void emit_cold_helper(Trans *t, const Cold *k) {
     asm_jmp(&t->a, k->back ? (u64)k->back + (u64)t->a.rx : (u64)t->jit->leave_now);
 }
 
-static void emit_cold_exit(Trans *t, JitExit *x, u8 *site) {
+static void emit_cold_exit(Trans *t, const Cold *k) {
     Asm *a = &t->a;
-    if (site && !x->site) { /* a conditional jump to another page */
+    JitExit *x = k->exit;
+    if (k->interpret) {
+        if (k->x87) x87_store(t, k->x87, k->x87_next);
+        asm_imm(a, R15, (u64)x | JIT_EXIT_INTERPRET);
+        asm_jmp(a, (u64)t->jit->exit);
+        return;
+    }
+    if (k->site && !x->site) { /* a conditional jump to another page */
         asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&x->code));
     }
     x->stub = x->code = (const u8 *)asm_here(a);
@@ -54,7 +69,7 @@ void cold_emit(Trans *t) {
     for (unsigned i = 0; i < t->n_cold; i++) {
         Cold *k = &t->cold[i];
         if (k->site) asm_patch(&t->a, k->site, asm_here(&t->a));
-        if (k->exit) emit_cold_exit(t, k->exit, k->site);
+        if (k->exit) emit_cold_exit(t, k);
         else emit_cold_helper(t, k);
     }
 }
@@ -68,7 +83,7 @@ static void emit_poll(Trans *t, JitExit *x) {
     asm_load32(a, RCX, rm_abs(&t->c->pending));
     put1(a, 0xe3), put1(a, 14); /* jrcxz */
     asm_mov(a, RCX, R15);
-    asm_imm(a, R15, (u64)x | 1);
+    asm_imm(a, R15, (u64)x | JIT_EXIT_POLL);
     asm_jmp(a, (u64)t->jit->exit);
     asm_mov(a, RCX, R15);
 }
@@ -122,9 +137,9 @@ static void store_imm(Trans *t, u64 v) {
     Asm *a = &t->a;
     if (t->wide && (i64)v != (i32)v) {
         asm_imm(a, R15, v);
-        asm_store(a, rm_at(R14, 0), R15);
+        asm_store(a, t->mem, R15);
     } else {
-        asm_rm(a, t->wide ? E_W : 0, MAP_1, 0xc7, 0, rm_at(R14, 0));
+        asm_rm(a, t->wide ? E_W : 0, MAP_1, 0xc7, 0, t->mem);
         put4(a, v);
     }
 }
@@ -148,6 +163,7 @@ static Rm cache_field(const Trans *t, unsigned offset) {
  * whole instruction and the dispatcher goes on. RFLAGS stay. */
 static void emit_lookup(Trans *t) {
     Asm *a = &t->a;
+    group_barrier(t); /* r13 is needed */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[2]));
     asm_mov(a, R13, RCX);
     asm_lea(a, R15, rm_sib(R15, R15, 0, 0));
@@ -170,7 +186,7 @@ static void emit_jump_found(Trans *t) {
 static bool emit_ret(Trans *t) {
     unsigned extra = t->g->in->flags & INF_IMM ? (u16)t->g->in->imm : 0;
     emit_address_reg(t, R_RSP, 0, word(t), false);
-    load_word(t, R14, rm_at(R14, 0));
+    load_word(t, R14, t->mem);
     x87_settle(t);
     emit_lookup(t);
     move_sp(t, (i32)(word(t) + extra));
@@ -184,7 +200,7 @@ static bool load_target(Trans *t) {
     if (g->in->flags & INF_MEM) {
         if (!address_supported(t)) return false;
         emit_address(t, word(t), false);
-        load_word(t, R14, rm_at(R14, 0));
+        load_word(t, R14, t->mem);
     } else {
         get_reg(t, R14, g->in->rm / 8);
     }

@@ -2,6 +2,7 @@
  * instruction by its host address and lets the interrupted code go on in the `fault` stub, with all registers as they
  * were. A fault elsewhere goes to the handler that was there before. */
 #include "jit/jit.h"
+#include "memory/pagein.h"
 #include "memory/safepoint.h"
 
 #include <signal.h>
@@ -22,7 +23,7 @@ static const JitCode *code_at(const Jit *j, u32 off) {
     return off >= (u32)(k->entry - j->rx) ? k : NULL;
 }
 
-static bool redirect(const Cpu *c, Cpu *w, greg_t *g) {
+static bool redirect(Cpu *c, greg_t *g, u64 trap) {
     const Jit *j = c->jit;
     u64 off = (u64)g[REG_RIP] - (u64)j->rx;
     const JitCode *k = off < j->used ? code_at(j, (u32)off) : NULL;
@@ -31,7 +32,7 @@ static bool redirect(const Cpu *c, Cpu *w, greg_t *g) {
     while (i + 1 < k->n_points && k->points[i + 1].at && k->points[i + 1].at <= off) i++;
     u64 next = k->block->rip;
     for (u32 n = 0; n <= i; n++) next += k->block->insn[n].len;
-    w->jit_tmp[0] = (u64)g[REG_TRAPNO];
+    c->jit_tmp[0] = trap;
     g[REG_R15] = (greg_t)&k->block->insn[i];
     g[REG_R14] = (greg_t)next;
     g[REG_RIP] = (greg_t)j->fault;
@@ -45,17 +46,23 @@ static bool is_guests(unsigned trap) {
 static void on_fault(int sig, siginfo_t *info, void *context) {
     greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
     Cpu *c = current_cpu;
-    if (c && c->jit && is_guests((unsigned)g[REG_TRAPNO]) && redirect(c, c, g)) return;
+    if (c && c->jit && is_guests((unsigned)g[REG_TRAPNO]) && redirect(c, g, (u64)g[REG_TRAPNO])) return;
     const struct sigaction *old = &old_action[sig];
     if (old->sa_flags & SA_SIGINFO) old->sa_sigaction(sig, info, context);
     else if (old->sa_handler == SIG_DFL || old->sa_handler == SIG_IGN) signal(sig, SIG_DFL);
     else old->sa_handler(sig);
 }
 
+/* A page of guest RAM could not be read: the instruction starts again when the machine goes on. */
+static bool on_pagein(Cpu *c, void *context) {
+    return redirect(c, ((ucontext_t *)context)->uc_mcontext.gregs, EXC_RESTART);
+}
+
 void jit_faults_init(void) {
     static bool done;
     if (done) return;
     done = true;
+    pagein_translated_hook = on_pagein;
     static const int sigs[] = {SIGFPE, SIGSEGV, SIGILL};
     struct sigaction act = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     act.sa_sigaction = on_fault;

@@ -163,7 +163,7 @@ static bool emit_with_memory(Trans *t, const Use *u) {
     emit_address(t, rm_bytes(g, u), u->rm & WR || g->in->flags & INF_LOCK);
     bool partial = reg_bytes(g, u) < 4;
     if (through && (u->reg & RD || partial)) asm_load(&t->a, R15, slot(t, guest));
-    asm_rm(&t->a, flags, opcode_map(g->in), g->in->opcode, reg, rm_at(R14, 0));
+    asm_rm(&t->a, flags, opcode_map(g->in), g->in->opcode, reg, t->mem);
     put_imm(t);
     if (through && u->reg & WR) asm_store(&t->a, slot(t, guest), R15);
     return true;
@@ -306,7 +306,7 @@ static bool emit_moffs(Trans *t) {
     emit_address(t, byte ? 1 : in->osz, store);
     t->g->in = in;
     unsigned flags = byte ? E_BYTE_REG : in->osz == 8 ? E_W : in->osz == 2 ? E_66 : 0;
-    asm_rm(&t->a, flags, MAP_1, (u8)((store ? 0x88 : 0x8a) | !byte), RAX, rm_at(R14, 0));
+    asm_rm(&t->a, flags, MAP_1, (u8)((store ? 0x88 : 0x8a) | !byte), RAX, t->mem);
     return true;
 }
 
@@ -316,7 +316,7 @@ static bool emit_cmpxchg_wide(Trans *t) {
     if (!(in->flags & INF_MEM) || (in->modrm >> 3 & 7) != 1 || !address_supported(t)) return false;
     bool wide = t->g->zi.raw.rex.W;
     emit_address(t, wide ? 16 : 8, true);
-    asm_rm(&t->a, (wide ? E_W : 0) | (in->flags & INF_LOCK ? E_LOCK : 0), MAP_0F, 0xc7, 1, rm_at(R14, 0));
+    asm_rm(&t->a, (wide ? E_W : 0) | (in->flags & INF_LOCK ? E_LOCK : 0), MAP_0F, 0xc7, 1, t->mem);
     return true;
 }
 

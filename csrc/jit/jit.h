@@ -26,7 +26,11 @@ typedef struct JitExit {
     u8 *site;                /* writable view of the rel32 to patch; NULL: jumps through `code` */
     u64 second;              /* second page of a target that crosses, or rip's own */
     bool listed;             /* in one of Jit.filled */
+    u32 fails;               /* of a group's check: how often its operands straddled pages or missed */
+    struct JitCode *from;    /* whose check it is */
 } JitExit;
+/* How translated code left through an exit, in the low bits of its address. */
+enum { JIT_EXIT_POLL = 1, JIT_EXIT_INTERPRET = 2, JIT_EXIT_BITS = 3 };
 
 /* Where an instruction's host code begins, for host faults. */
 typedef struct JitPoint {
@@ -62,7 +66,7 @@ typedef struct ExitList {
 } ExitList;
 
 typedef struct JitStats {
-    u64 translated, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults;
+    u64 translated, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults, group_failed;
 } JitStats;
 
 typedef struct Jit {
@@ -72,7 +76,8 @@ typedef struct Jit {
     char *arena;      /* JitCode, JitExit, JitPoint; below 2 GiB */
     u32 arena_used;
     u32 interp_flushes; /* Interp.flushes seen */
-    bool leave; /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
+    bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
+    bool interpret; /* the next block is to be interpreted: a group's check failed */
     const u8 *enter, *exit, *leave_now, *helper, *fault, *no_code;
     JitMode *modes[JIT_MODES];
     u32 n_modes;

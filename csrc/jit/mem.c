@@ -58,22 +58,25 @@ static Rm field(const Trans *t, unsigned offset, unsigned scale) {
     return m;
 }
 
+/* r14 = address. The offset in the page is what remains of it, so that r13 is left to a group. */
 static void check_short(Trans *t, unsigned n, unsigned tag) {
     Asm *a = &t->a;
     asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R14)), put1(a, 7); /* rorx r15, r14, 7 */
     asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
-    asm_mov(a, R13, R14);
-    asm_rm(a, E_W, MAP_1, 0x2b, R13, field(t, tag, 0));
-    asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R13)), put4(a, PAGE_SIZE - n);
+    asm_rm(a, E_W, MAP_1, 0x2b, R14, field(t, tag, 0));
+    asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - n);
     u8 *slow = asm_jcc(a, 7, asm_here(a));
+    asm_rm(a, E_W, MAP_1, 0x03, R14, field(t, tag, 0));
     asm_rm(a, E_W, MAP_1, 0x03, R14, field(t, DELTA, 0));
     cold_helper(t, slow);
 }
 
-/* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides. */
+/* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides. rcx waits in r13, or in memory when a
+ * group needs that. */
 static void check_keeping(Trans *t, unsigned n, unsigned tag) {
     Asm *a = &t->a;
-    asm_mov(a, R13, RCX);
+    Rm home = t->group.on ? rm_abs(&t->c->jit_tmp[2]) : rm_reg(R13);
+    asm_store(a, home, RCX);
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[0])); /* pext r15, r14, mask */
     Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
     asm_lea(a, R15, times4);
@@ -81,13 +84,15 @@ static void check_keeping(Trans *t, unsigned n, unsigned tag) {
     asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));  /* not */
     asm_lea(a, RCX, rm_sib(RCX, R14, 0, (i32)n)); /* address - tag + n - 1 */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[1]));
-    put1(a, 0xe3), put1(a, 8); /* jrcxz over the next two */
-    asm_mov(a, RCX, R13);
+    put1(a, 0xe3), put1(a, 0); /* jrcxz over the next two */
+    u8 *over = a->p;
+    asm_load(a, RCX, home);
     put1(a, 0xe9), put4(a, 0);
     u8 *slow = a->p - 4;
-    asm_mov(a, RCX, R13);
-    asm_load(a, R13, field(t, DELTA, 3));
-    asm_lea(a, R14, rm_sib(R14, R13, 0, 0));
+    over[-1] = (u8)(a->p - over);
+    asm_load(a, RCX, home);
+    asm_load(a, R15, field(t, DELTA, 3));
+    asm_lea(a, R14, rm_sib(R14, R15, 0, 0));
     cold_helper(t, slow);
 }
 
@@ -96,13 +101,32 @@ static void check(Trans *t, unsigned n, bool write) {
     else check_short(t, n, write ? WTAG : RTAG);
 }
 
+/* Is the operand [register + disp], with nothing else to it? */
+static bool plain_base(const Trans *t, const Insn *in) {
+    return t->wide && in->asz == 8 && in->index == ROFF(R_ZERO) && in->base < ROFF(R_RIP) && in->seg != SEG_FS &&
+           in->seg != SEG_GS;
+}
+
+static bool try_group(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
+    group_note(t, base, disp, n, write);
+    if (!group_serves(t, base, disp, n, write)) return false;
+    unsigned host = host_reg(base);
+    if (host == NO_REG) asm_load(&t->a, host = R14, slot(t, base));
+    t->mem = rm_sib(host, R13, 0, disp);
+    return true;
+}
+
 void emit_address(Trans *t, unsigned n, bool write) {
+    const Insn *in = t->g->in;
+    if (plain_base(t, in) && try_group(t, in->base / 8, in->disp, n, write)) return;
     emit_ea(t, R14);
     check(t, n, write);
+    t->mem = rm_at(R14, 0);
 }
 
 void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
     Asm *a = &t->a;
+    if (t->wide && try_group(t, base, disp, n, write)) return;
     if (host_reg(base) == NO_REG) {
         asm_load(a, R14, slot(t, base));
         if (disp) asm_lea(a, R14, rm_at(R14, disp));
@@ -110,4 +134,10 @@ void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write)
         asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x8d, R14, rm_at(host_reg(base), disp));
     }
     check(t, n, write);
+    t->mem = rm_at(R14, 0);
+}
+
+void mem_to_r14(Trans *t) {
+    if (t->mem.index != NO_REG) asm_lea(&t->a, R14, t->mem);
+    t->mem = rm_at(R14, 0);
 }

@@ -8,7 +8,7 @@
 #include "interp/int.h"
 #include "interp/trace.h"
 
-enum { HOT = 12, POLL = 1 };
+enum { HOT = 12, GROUP_FAILS = 200 };
 
 typedef u64 (*EnterFn)(Cpu *c, const u8 *code);
 
@@ -33,6 +33,7 @@ static _Noreturn void raise_fault(Cpu *c, const Insn *in, u64 next) {
     c->cur = in;
     c->jit->stats.host_faults++;
     u32 trap = (u32)c->jit_tmp[0];
+    if (trap == EXC_RESTART) exc_restart(c);
     if (trap == EXC_DE) exc_raise(c, EXC_DE);
     fpu_host_fault(c, trap);
 }
@@ -64,6 +65,18 @@ static Block *find(Cpu *c) {
     return block_still_holds(c, b, rip) ? b : block_lookup(c);
 }
 
+/* What the check wanted is interpreted, which also brings its page into the TLB. */
+static void group_failed(Cpu *c, JitExit *x) {
+    Jit *j = c->jit;
+    Block *b = x->from->block;
+    j->stats.group_failed++;
+    j->interpret = true;
+    if (++x->fails < GROUP_FAILS || !b) return;
+    b->plain = true;
+    b->hits = HOT;
+    jit_drop(c, b);
+}
+
 static JitExit *enter(Cpu *c, Block *b) {
     Jit *j = c->jit;
     fpu_ensure_live(c);
@@ -76,13 +89,17 @@ static JitExit *enter(Cpu *c, Block *b) {
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
     c->cc = cc_from_ax((u16)c->jit_ax);
     if (!r) return NULL;
-    JitExit *x = (JitExit *)(r & ~(u64)POLL);
+    JitExit *x = (JitExit *)(r & ~(u64)JIT_EXIT_BITS);
     c->r[R_RIP] = x->rip;
-    j->stats.poll += r & POLL;
-    return r & POLL || c->mode != mode || c->lookup_gen != gen ? NULL : x;
+    j->stats.poll += r & JIT_EXIT_POLL;
+    if (r & JIT_EXIT_INTERPRET) {
+        group_failed(c, x);
+        return NULL;
+    }
+    return r & JIT_EXIT_POLL || c->mode != mode || c->lookup_gen != gen ? NULL : x;
 }
 
-static bool can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never; }
+static bool can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }
 
 void jit_run_block(Cpu *c) {
     interp_begin(c);
@@ -95,6 +112,10 @@ void jit_run_block(Cpu *c) {
     }
     if (b && can_enter(c, b)) enter(c, b);
     else if (b) block_exec(c, b);
+    if (c->jit->interpret) {
+        c->jit->interpret = false;
+        block_exec(c, find(c));
+    }
 }
 
 void jit_run(Cpu *c) {
@@ -114,6 +135,7 @@ void jit_run(Cpu *c) {
         if (unlikely(flushed(c))) from = NULL;
         if (unlikely(!b)) {
             from = NULL;
+            c->jit->interpret = false;
             if (run_special(c, it)) return;
             continue;
         }
@@ -126,6 +148,7 @@ void jit_run(Cpu *c) {
             continue;
         }
         from = NULL;
+        c->jit->interpret = false;
         block_exec(c, b);
         if (b->system && c->halted) return;
     }

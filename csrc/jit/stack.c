@@ -6,7 +6,7 @@ static unsigned word_flag(const Trans *t) { return t->wide ? E_W : 0; }
 static void move_sp(Trans *t, i32 n) { asm_rm(&t->a, word_flag(t), MAP_1, 0x8d, R12, rm_at(R12, n)); }
 
 static void push_from(Trans *t, unsigned host) {
-    asm_rm(&t->a, word_flag(t), MAP_1, 0x89, host, rm_at(R14, 0));
+    asm_rm(&t->a, word_flag(t), MAP_1, 0x89, host, t->mem);
     move_sp(t, -(i32)word(t));
 }
 
@@ -20,7 +20,7 @@ static bool push_reg(Trans *t, unsigned n) {
 
 static bool push_imm(Trans *t) {
     emit_address_reg(t, R_RSP, -(i32)word(t), word(t), true);
-    asm_rm(&t->a, word_flag(t), MAP_1, 0xc7, 0, rm_at(R14, 0));
+    asm_rm(&t->a, word_flag(t), MAP_1, 0xc7, 0, t->mem);
     put4(&t->a, t->g->in->imm);
     move_sp(t, -(i32)word(t));
     return true;
@@ -29,7 +29,7 @@ static bool push_imm(Trans *t) {
 static bool push_mem(Trans *t) {
     if (!address_supported(t)) return false;
     emit_address(t, word(t), false);
-    asm_rm(&t->a, word_flag(t), MAP_1, 0x8b, R14, rm_at(R14, 0));
+    asm_rm(&t->a, word_flag(t), MAP_1, 0x8b, R14, t->mem);
     asm_store(&t->a, rm_abs(&t->c->jit_tmp[0]), R14);
     emit_address_reg(t, R_RSP, -(i32)word(t), word(t), true);
     asm_load(&t->a, R15, rm_abs(&t->c->jit_tmp[0]));
@@ -41,7 +41,7 @@ static bool push_mem(Trans *t) {
 static bool pop_reg(Trans *t, unsigned n) {
     emit_address_reg(t, R_RSP, 0, word(t), false);
     unsigned host = host_reg(n);
-    asm_rm(&t->a, word_flag(t), MAP_1, 0x8b, R14, rm_at(R14, 0));
+    asm_rm(&t->a, word_flag(t), MAP_1, 0x8b, R14, t->mem);
     move_sp(t, (i32)word(t));
     if (host == NO_REG) asm_store(&t->a, slot(t, n), R14);
     else asm_mov(&t->a, host, R14);
@@ -50,7 +50,7 @@ static bool pop_reg(Trans *t, unsigned n) {
 
 static bool leave(Trans *t) {
     emit_address_reg(t, R_RBP, 0, word(t), false);
-    asm_rm(&t->a, word_flag(t), MAP_1, 0x8b, R14, rm_at(R14, 0));
+    asm_rm(&t->a, word_flag(t), MAP_1, 0x8b, R14, t->mem);
     asm_rm(&t->a, word_flag(t), MAP_1, 0x8d, R12, rm_at(RBP, (i32)word(t)));
     asm_mov(&t->a, RBP, R14);
     return true;

@@ -13,6 +13,7 @@ typedef struct Cold {
     u8 *back;      /* where the hot code goes on (writable view); NULL: it does not */
     JitExit *exit; /* NULL: its handler does the instruction */
     u32 insn;
+    bool interpret;  /* instead: leave, and interpret from here */
     const Insn *x87; /* Trans.x87 at that point */
     u64 x87_next;
 } Cold;
@@ -22,9 +23,27 @@ typedef struct Guest {
     u64 next; /* rip behind it */
     u16 live; /* FL_*: flags that may still be read when it begins */
     u16 live_after;
+    u16 written;   /* bit n: general register n changes */
+    i32 sp_change; /* instead of RSP in `written`: it moves by that much */
     ZydisDecodedInstruction zi;
     u8 bytes[16];
 } Guest;
+
+/* A memory operand off one register, met while planning; and what stops a group. */
+typedef struct Access {
+    u8 insn, base, n;
+    bool write, barrier;
+    u16 version; /* of the register's value in this block */
+    i32 off;     /* from that value; for RSP from its value at the block's begin */
+} Access;
+
+/* One check for several accesses: while `on`, r13 is host - guest address for [base + lo, base + hi). */
+typedef struct Group {
+    bool on, write;
+    u8 base, last; /* last: the instruction behind which it is over */
+    u16 version;
+    i32 lo, hi;
+} Group;
 
 typedef struct Trans {
     Asm a;
@@ -38,8 +57,15 @@ typedef struct Trans {
     bool wide;  /* 64-bit code */
     bool ended; /* control does not fall out of the end */
     const TlbEntry *tlb;
+    Rm mem;        /* the memory operand after emit_address() */
+    bool planning; /* first pass: accesses are noted, the code is thrown away */
+    Group group;
+    u16 version[16];
+    i32 sp;          /* RSP - its value at the block's begin */
     const Insn *x87; /* last x87 instruction, whose pointers are still to be stored */
     u64 x87_next;
+    Access access[2 * BLOCK_MAX_INSNS + 2];
+    unsigned n_access;
     Cold cold[4 * BLOCK_MAX_INSNS + 8];
     unsigned n_cold;
     Guest guest[BLOCK_MAX_INSNS];
@@ -67,12 +93,21 @@ bool emit_stack(Trans *t);
 bool emit_vector(Trans *t);
 void emit_helper(Trans *t); /* its op_* does it */
 
-/* mem.c: r14 = host address of the n bytes at the memory operand, all of them readable / writable; else its op_* is
- * called and the instruction is over. Clobbers r13-r15, and RFLAGS unless keep_flags(). */
+/* mem.c: t->mem = the n bytes at the memory operand, all of them readable / writable; else its op_* is called and the
+ * instruction is over. Clobbers r14 and r15, r13 without a group, and RFLAGS unless keep_flags(). */
 void emit_address(Trans *t, unsigned n, bool write);
 void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write); /* of [guest register + disp] */
+void mem_to_r14(Trans *t);                                                        /* r14 = the address of t->mem */
 bool address_supported(const Trans *t);
 void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
+
+/* group.c */
+void group_note(Trans *t, unsigned base, i32 disp, unsigned n, bool write);
+void group_barrier(Trans *t);
+bool group_serves(Trans *t, unsigned base, i32 disp, unsigned n, bool write);
+void group_open(Trans *t);
+void group_step(Trans *t);
+void group_registers(Guest *g, const ZydisDecodedOperand *ops);
 
 /* flags.c */
 void flags_liveness(Trans *t);
@@ -85,6 +120,7 @@ void x87_store(Trans *t, const Insn *in, u64 next);
 
 void cold_helper(Trans *t, u8 *site); /* the rel32 at site leads to the instruction's handler */
 void cold_exit(Trans *t, u8 *site, u64 rip);
+void cold_interpret(Trans *t, u8 *site); /* a group's check failed */
 void cold_end_insn(Trans *t);
 void cold_emit(Trans *t);
 INLINE bool same_page(const Trans *t, u64 rip) { return !((rip ^ t->b->rip) & PAGE_MASK); }

@@ -24,6 +24,7 @@ static void decode_all(Trans *t, const u8 *bytes) {
         unsigned len = g->in->len;
         memcpy(g->bytes, bytes, len);
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, len, &g->zi, ops))) memset(&g->zi, 0, sizeof g->zi);
+        else group_registers(g, ops);
         bytes += len;
         rip += len;
         g->next = rip;
@@ -39,6 +40,7 @@ static void source_bytes(Cpu *c, const Block *b, u8 *out) {
 }
 
 void emit_helper(Trans *t) {
+    group_barrier(t);
     x87_settle(t);
     asm_imm(&t->a, R15, (u64)t->g->in);
     asm_imm(&t->a, R14, t->g->next);
@@ -75,13 +77,36 @@ static bool finish(Trans *t) {
     return true;
 }
 
+/* One pass over the block. The planning one leaves only Trans.access behind. */
+static void emit_all(Trans *t) {
+    u8 *begin = t->a.p;
+    u32 arena = t->jit->arena_used;
+    t->sp = 0;
+    memset(t->version, 0, sizeof t->version);
+    for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
+        t->g = &t->guest[t->i];
+        group_open(t);
+        emit_insn(t);
+        cold_end_insn(t);
+        group_step(t);
+    }
+    if (!t->planning) return;
+    t->planning = false;
+    t->a.p = begin;
+    t->jit->arena_used = arena;
+    t->n_cold = 0;
+    t->ended = false;
+    t->x87 = NULL;
+}
+
 bool jit_translate(Cpu *c, Block *b) {
     static __thread Trans trans;
     Trans *t = &trans;
     Jit *j = c->jit;
     u8 bytes[BLOCK_MAX_BYTES + 16];
-    memset(t, 0, offsetof(Trans, cold));
-    t->n_cold = 0;
+    memset(t, 0, offsetof(Trans, access));
+    memset(t->guest, 0, b->n * sizeof t->guest[0]);
+    t->n_cold = t->n_access = 0;
     t->c = c, t->jit = j, t->b = b, t->n = b->n;
     t->wide = b->mode & MODE_CS64;
     t->mode = jit_mode(j, b->mode);
@@ -95,10 +120,10 @@ bool jit_translate(Cpu *c, Block *b) {
     source_bytes(c, b, bytes);
     decode_all(t, bytes);
     flags_liveness(t);
-    for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
-        t->g = &t->guest[t->i];
-        emit_insn(t);
-        cold_end_insn(t);
+    if (t->wide && !b->plain) {
+        t->planning = true;
+        emit_all(t);
     }
+    emit_all(t);
     return finish(t);
 }

@@ -82,6 +82,7 @@ static bool native_reg(Trans *t) { return put_native(t, false, false, 0); }
 static bool native_memory(Trans *t, bool write) {
     if (!address_supported(t)) return false;
     emit_address(t, t->g->in->osz, write);
+    mem_to_r14(t);
     return put_native(t, true, false, 0);
 }
 
@@ -90,6 +91,7 @@ static bool native_gpr(Trans *t, bool out, bool mem) {
     unsigned n = g->in->reg / 8, host = host_reg(n);
     if (mem && !address_supported(t)) return false;
     if (mem) emit_address(t, g->in->osz, false);
+    if (mem) mem_to_r14(t);
     bool through = host == NO_REG;
     if (through) host = R15;
     if (through) asm_load(&t->a, R15, slot(t, n));
@@ -108,6 +110,7 @@ static bool x87_memory(Trans *t, bool write) {
     const Insn *in = t->g->in;
     if (!address_supported(t) || in->seg == SEG_FS || in->seg == SEG_GS) return false;
     emit_address(t, in->osz, write);
+    mem_to_r14(t);
     put_native(t, true, false, 0);
     emit_ea(t, R14);
     x87_note_operand(t);

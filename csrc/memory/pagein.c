@@ -1,7 +1,7 @@
 /* What happens when a page of guest RAM that is mapped from a file cannot be read.
  *
- * A guest instruction that touched it in the interpreter is abandoned and starts again when the machine goes on:
- * nothing is lost, and the page is tried again. Anybody else (a device's DMA, translated code, the monitor) cannot be
+ * A guest instruction that touched it is abandoned and starts again when the machine goes on:
+ * nothing is lost, and the page is tried again. Anybody else (a device's DMA, the monitor) cannot be
  * taken back: the page becomes zeros and counts as lost. In both cases the main loop is told, which stops the machine.
  *
  * The handler runs first for SIGBUS at an address in guest RAM and passes everything else on. It makes system calls and
@@ -39,11 +39,14 @@ static void tell(Machine *m, bool lost) {
     if (write(m->pagein_fd, &one, sizeof one) < 0) return;
 }
 
+bool (*pagein_translated_hook)(Cpu *c, void *ucontext);
+
 /* The thread goes on in exc_restart() with its registers as they were: the guest's vector state is not touched. */
 static void divert(ucontext_t *uc, Cpu *c) {
     greg_t *r = uc->uc_mcontext.gregs;
     c->exit_reason = EXIT_PAGEIN;
     cpu_pend(c, PEND_EXIT);
+    if (c->jit && pagein_translated_hook(c, uc)) return;
     r[REG_RSP] = ((r[REG_RSP] - RED_ZONE) & ~(greg_t)15) - 8; /* as after a call */
     r[REG_RDI] = (greg_t)c;
     r[REG_RIP] = (greg_t)exc_restart;

@@ -12,6 +12,10 @@ typedef struct PageinGuard {
 } PageinGuard;
 void pagein_guard_set(PageinGuard *guard);
 
+/* Set by jit/: takes translated code back to the instruction that touched the page; false: it was not translated code.
+ */
+extern bool (*pagein_translated_hook)(Cpu *c, void *ucontext);
+
 /* From now on failing pages of m are caught. fd: an eventfd that is told. */
 void pagein_watch(Machine *m, int fd);
 void pagein_unwatch(Machine *m);

@@ -185,6 +185,8 @@ void tlb_protect_ram_page(Cpu *c, u64 ram_off) {
     u64 host = (u64)machine_ram_host(c->machine, ram_off & PAGE_MASK);
     for (unsigned i = 0; i < MMU_MODES * TLB_SIZE; i++) {
         TlbEntry *e = entry_at(c, i);
-        if (e->wtag + (u64)e->delta == host) __atomic_store_n(&e->wtag, tag_none(c, e), __ATOMIC_RELEASE);
+        if (e->wtag + (u64)e->delta != host) continue;
+        __atomic_store_n(&e->wtag, tag_none(c, e), __ATOMIC_RELEASE);
+        c->lookup_gen++; /* translated code may rely on having seen the tag: it leaves */
     }
 }

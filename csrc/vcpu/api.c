@@ -219,6 +219,20 @@ void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
                           .block = v->n_block,
                           .decode = v->n_decode,
                           .smc = v->n_smc};
+    if (!v->jit) return;
+    const JitStats *j = &v->jit->stats;
+    out->jit_blocks = j->translated;
+    out->jit_bytes = j->code_bytes;
+    out->jit_used = v->jit->used;
+    out->jit_entered = j->entered;
+    out->jit_helper = j->helper;
+    out->jit_poll = j->poll;
+    out->jit_linked = j->linked;
+    out->jit_unlinked = j->unlinked;
+    out->jit_cached = j->cache_fill;
+    out->jit_flushes = j->flushes;
+    out->jit_faults = j->host_faults;
+    out->jit_group_failed = j->group_failed;
 }
 
 int qpy_vcpu_translate(QpyVcpu *v, uint64_t lin, uint64_t *gpa) {

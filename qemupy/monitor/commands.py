@@ -51,6 +51,7 @@ class JitInfo:
     interrupts: int
     port_accesses: int
     mmio_accesses: int
+    translator: dict[str, int]  # counters of the translator, empty where there is none
     drift: tuple[int, int, int] | None  # -icount: ns behind the host at most, ahead at most, ahead now
 
 
@@ -148,6 +149,14 @@ def screendump(vm: Vm, filename: str, format: str = "ppm") -> None:
     _write_file(filename, data)
 
 
+_TRANSLATOR_COUNTERS = (
+    ("translated blocks", "jit_blocks"), ("host code bytes", "jit_bytes"), ("code cache in use", "jit_used"),
+    ("code cache flushes", "jit_flushes"), ("entered", "jit_entered"), ("exits linked", "jit_linked"),
+    ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"), ("exits by poll", "jit_poll"),
+    ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"), ("group checks failed", "jit_group_failed"),
+)  # fmt: skip
+
+
 def query_jit(vm: Vm) -> JitInfo:
     """What the vCPUs have done since the machine was made."""
     stats = [vcpu.stats() for vcpu in vm.vcpus]
@@ -155,11 +164,15 @@ def query_jit(vm: Vm) -> JitInfo:
     def total(name: str) -> int:
         return sum(getattr(s, name) for s in stats)
 
+    translator = {} if vm.accel.name == "interp" else {
+        label: total(name) for label, name in _TRANSLATOR_COUNTERS
+    }  # fmt: skip
     counted = vm.config.icount is not None and vm.accel.clock is not None
     return JitInfo(
         accel=vm.accel.name, instructions=total("icount"), blocks=total("block"), decoded=total("decode"),
         invalidated=total("smc"), tlb_fills=total("tlb_fill"), tlb_flushes=total("tlb_flush"),
         exceptions=total("exc"), interrupts=total("irq"), port_accesses=total("pio"), mmio_accesses=total("mmio"),
+        translator=translator,
         drift=vm.accel.clock.drift() if counted and vm.accel.clock is not None else None,
     )  # fmt: skip
 

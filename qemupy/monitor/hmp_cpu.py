@@ -47,6 +47,10 @@ def hmp_info_jit(mon: Hmp) -> None:
     mon.print("\nStatistics:")
     for name, value in rows[4:]:
         mon.print(f"{name:<23} {value}")
+    if info.translator:
+        mon.print("\nTranslator:")
+    for name, value in info.translator.items():
+        mon.print(f"{name:<23} {value}")
     if info.drift is not None:
         _print_drift(mon, *info.drift)
 

@@ -1,0 +1,129 @@
+/* Groups: accesses off one unchanged register share one TLB check (DESIGN "Memory", CORE 7).
+ *
+ * A block is emitted twice. The first pass notes its plain [register + disp] accesses and what lies between them; in
+ * the second a group is opened, as early as RFLAGS may be clobbered, for those that fit one page together: r13 then
+ * holds what turns their addresses into host addresses. A failing check changes nothing: the dispatcher interprets
+ * from there. A block whose operands straddle pages again and again is translated anew without groups.
+ *
+ * Nothing may invalidate r13 while a group is on: every helper that flushed a translation leaves the block. */
+#include "jit/trans.h"
+
+enum { SPAN = 1024 };
+
+/* Which general registers an instruction changes. RSP moving by a constant is not a change: offsets follow it. */
+void group_registers(Guest *g, const ZydisDecodedOperand *ops) {
+    for (unsigned i = 0; i < g->zi.operand_count; i++) {
+        if (ops[i].type != ZYDIS_OPERAND_TYPE_REGISTER || !(ops[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)) continue;
+        ZydisRegister full = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, ops[i].reg.value);
+        if (full >= ZYDIS_REGISTER_RAX && full <= ZYDIS_REGISTER_R15) g->written |= 1u << (full - ZYDIS_REGISTER_RAX);
+    }
+    const Insn *in = g->in;
+    unsigned op = in->map ? 0x100u : in->opcode, ext = g->zi.raw.modrm.reg;
+    bool to_rsp = g->zi.raw.modrm.mod == 3 && g->zi.raw.modrm.rm == R_RSP && !g->zi.raw.rex.B && in->osz == 8;
+    if ((op & 0xf8) == 0x50 || op == 0x68 || op == 0x6a || (op == 0xff && ext == 6)) g->sp_change = -8;
+    else if ((op & 0xf8) == 0x58 && in->rm != ROFF(R_RSP)) g->sp_change = 8;
+    else if ((op == 0x81 || op == 0x83) && to_rsp && ext == 0) g->sp_change = (i32)in->imm;
+    else if ((op == 0x81 || op == 0x83) && to_rsp && ext == 5) g->sp_change = -(i32)in->imm;
+    else return;
+    if (in->osz != 8 || g->sp_change > SPAN || g->sp_change < -SPAN) g->sp_change = 0;
+    else g->written &= (u16) ~(1u << R_RSP);
+}
+
+static i32 origin(const Trans *t, unsigned base) { return base == R_RSP ? t->sp : 0; }
+
+void group_note(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
+    if (!t->planning || disp > SPAN * SPAN || disp < -SPAN * SPAN) return;
+    t->access[t->n_access++] = (Access){.insn = (u8)t->i,
+                                        .base = (u8)base,
+                                        .n = (u8)n,
+                                        .write = write,
+                                        .version = t->version[base],
+                                        .off = origin(t, base) + disp};
+}
+
+void group_barrier(Trans *t) {
+    t->group.on = false;
+    if (!t->planning) return;
+    if (t->n_access && t->access[t->n_access - 1].barrier) return;
+    t->access[t->n_access++] = (Access){.insn = (u8)t->i, .barrier = true};
+}
+
+bool group_serves(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
+    const Group *p = &t->group;
+    i32 off = origin(t, base) + disp;
+    return p->on && p->base == base && p->version == t->version[base] && off >= p->lo && off + (i32)n <= p->hi &&
+           (p->write || !write);
+}
+
+static bool joins(const Group *p, const Access *x) {
+    if (x->base != p->base || x->version != p->version) return false;
+    i32 lo = x->off < p->lo ? x->off : p->lo, hi = x->off + x->n > p->hi ? x->off + x->n : p->hi;
+    return hi - lo <= SPAN;
+}
+
+/* The group that begins with access k; its members. */
+static unsigned gather(const Trans *t, unsigned k, Group *p) {
+    const Access *first = &t->access[k];
+    *p = (Group){.on = true,
+                 .write = first->write,
+                 .base = first->base,
+                 .last = first->insn,
+                 .version = first->version,
+                 .lo = first->off,
+                 .hi = first->off + first->n};
+    unsigned members = 1;
+    for (k++; k < t->n_access && !t->access[k].barrier; k++) {
+        const Access *x = &t->access[k];
+        if (!joins(p, x)) continue;
+        if (x->off < p->lo) p->lo = x->off;
+        if (x->off + x->n > p->hi) p->hi = x->off + x->n;
+        p->write |= x->write;
+        p->last = x->insn;
+        members++;
+    }
+    return members;
+}
+
+static void emit_check(Trans *t, const Group *p) {
+    Asm *a = &t->a;
+    i32 disp = p->lo - origin(t, p->base);
+    unsigned host = host_reg(p->base), tag = p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag);
+    if (host == NO_REG) asm_load(a, host = R14, slot(t, p->base));
+    asm_lea(a, R14, rm_at(host, disp));
+    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R14)), put1(a, 7); /* rorx r15, r14, 7 */
+    asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
+    Rm m = rm_abs((const char *)t->tlb + tag);
+    m.index = R15;
+    asm_rm(a, E_W, MAP_1, 0x2b, R14, m);
+    asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - (u32)(p->hi - p->lo));
+    u8 *slow = asm_jcc(a, 7, asm_here(a));
+    m.disp = (i32)(u32)(u64)((const char *)t->tlb + offsetof(TlbEntry, delta));
+    asm_load(a, R13, m);
+    cold_interpret(t, slow);
+}
+
+/* Before an instruction: is there a group to open? Only where RFLAGS may go, and with no other one on. */
+void group_open(Trans *t) {
+    if (t->planning || t->group.on || keep_flags(t)) return;
+    for (unsigned k = 0; k < t->n_access; k++) {
+        const Access *x = &t->access[k];
+        if (x->insn < t->i) continue;
+        if (x->barrier) return;
+        if (x->version != t->version[x->base]) continue; /* its address is not known yet */
+        Group p;
+        if (gather(t, k, &p) < 2 && !t->guest[x->insn].live) continue;
+        if (x->insn != t->i && !t->guest[x->insn].live) return; /* it can wait */
+        emit_check(t, &p);
+        t->group = p;
+        return;
+    }
+}
+
+/* Behind an instruction: what it changed. */
+void group_step(Trans *t) {
+    const Guest *g = t->g;
+    t->sp += g->sp_change;
+    for (unsigned n = 0; n < 16; n++)
+        if (g->written >> n & 1) t->version[n]++;
+    if (t->group.on && (t->i >= t->group.last || t->version[t->group.base] != t->group.version)) t->group.on = false;
+}
