@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from qemupy.backends.chardev.base import CharBackend
 from qemupy.errors import QemupyError
-from qemupy.monitor.block_commands import commit
-from qemupy.monitor.hmp import HmpSession
 from qemupy.vm import Vm
 
 
@@ -26,18 +25,26 @@ def attach_monitors(vm: Vm) -> None:
             backend = vm.chardevs.frontend(vm.chardevs.add_short(text, f"compat_monitor{n}"))
         except QemupyError as e:
             raise type(e)(f"-monitor {text}: {e}") from None
-        HmpSession(vm, backend)
+        _session(vm, backend)
         vm.monitored = vm.monitored or text != "null"
     for n, text in enumerate(vm.config.serials):
         if text.startswith("mon:"):
-            HmpSession(vm, vm.chardevs.frontend(f"serial{n}"))
+            _session(vm, vm.chardevs.frontend(f"serial{n}"))
             vm.monitored = True
     for mux in vm.chardevs.muxes.values():
         mux.commit = lambda: _commit_all(vm)
 
 
+def _session(vm: Vm, backend: CharBackend) -> None:
+    from qemupy.monitor.hmp import HmpSession  # all commands with it: only where there is a monitor
+
+    HmpSession(vm, backend)
+
+
 def _commit_all(vm: Vm) -> None:
     """Ctrl-a s. Nobody waits for the answer: mistakes go to whoever started the program."""
+
+    from qemupy.monitor.block_commands import commit
 
     def report(error: QemupyError | None) -> None:
         if error is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 
 from qemupy.backends.block.drive import Drive, DrivePolicy
 from qemupy.backends.block.file import FileNode
@@ -44,6 +43,8 @@ def open_medium(config: DriveConfig, graph: Graph) -> Node | None:
 
 def _temporary_snapshot(base: Node, graph: Graph, flags: Flags) -> Node:
     """`snapshot=on`: a qcow2 image over the other one, in a file that nobody else sees and that is gone at the end."""
+    import tempfile
+
     from qemupy.backends.block.qcow2.create import create
 
     folder = os.environ.get("TMPDIR", "/var/tmp")

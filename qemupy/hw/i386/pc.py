@@ -19,7 +19,7 @@ from qemupy.hw.acpi.pm1 import Pm1
 from qemupy.hw.core import IrqLine
 from qemupy.hw.display.vga import VgaCore
 from qemupy.hw.display.vga_pci import VgaPci
-from qemupy.hw.i386 import boot_order, firmware, kernel_boot, pc_fw_cfg, pc_isa, pc_virtio
+from qemupy.hw.i386 import boot_order, firmware, kernel_boot, pc_fw_cfg, pc_isa
 from qemupy.hw.i386.boot_order import BootOrder
 from qemupy.hw.i386.pc_devices import add_device
 from qemupy.hw.i386.pc_drives import Floppies, IdeDrives
@@ -69,7 +69,10 @@ class Pc:
         self.floppies = Floppies(vm, self.irqs, self.dma)
         self._add_power_management()
         self._add_fw_cfg()
-        pc_virtio.add_configured(self)
+        if any(drive.interface == "virtio" for drive in vm.config.drives):
+            from qemupy.hw.i386 import pc_virtio
+
+            pc_virtio.add_configured(self)
         for given in vm.config.devices:
             add_device(self, given)
         self._fill_cmos()

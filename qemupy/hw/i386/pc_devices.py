@@ -9,11 +9,10 @@ from qemupy.errors import ConfigError
 from qemupy.hw.char.parallel import Parallel
 from qemupy.hw.char.serial import Serial16550
 from qemupy.hw.core import registry
-from qemupy.hw.i386 import pc_isa, pc_virtio
+from qemupy.hw.i386 import pc_isa
 from qemupy.hw.i386.pc_drives import IDE_DEVICES
 from qemupy.hw.isa.debug import DebugCon, DebugExit
 from qemupy.hw.pci import PciDevice
-from qemupy.hw.virtio import VirtioPci
 
 if TYPE_CHECKING:
     from qemupy.hw.i386.pc import Pc
@@ -99,6 +98,9 @@ def _add_other(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
     """PCI devices whose only wires are those of the bus and DMA."""
     entry = registry.lookup(kind)
     given = {key: value for key, value in given.items() if key not in PLACED_BY_BOARD}
+    from qemupy.hw.i386 import pc_virtio
+    from qemupy.hw.virtio import VirtioPci
+
     if issubclass(entry.cls, VirtioPci):
         pc_virtio.add(board, kind, name, given)
         return
