@@ -67,20 +67,30 @@ static u8 redirect_modrm(u8 modrm, u8 *rex, const NativeForm *form, unsigned rm,
     return modrm;
 }
 
+/* A base like rbp needs a displacement even where it is zero. */
+static unsigned put_modrm(u8 modrm, i32 disp, u8 *out) {
+    bool mem = modrm < 0xc0;
+    if (!mem || (!disp && (modrm & 7) != 5)) return *out = modrm, 1;
+    bool small = disp == (i8)disp;
+    out[0] = modrm | (small ? 0x40 : 0x80);
+    for (unsigned i = 0; i < (small ? 1 : 4); i++) out[1 + i] = (u8)((u32)disp >> 8 * i);
+    return small ? 2 : 5;
+}
+
 unsigned stub_encode(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, u8 *out) {
     bool mem = zi->attributes & ZYDIS_ATTRIB_HAS_MODRM && bytes[zi->raw.modrm.offset] < 0xc0;
-    return stub_encode_to(zi, bytes, form, mem ? RM_RDI_MEM : RCX, RCX, out);
+    return stub_encode_to(zi, bytes, form, mem ? RM_RDI_MEM : RCX, 0, RCX, out);
 }
 
 unsigned stub_encode_to(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, unsigned rm,
-                        unsigned reg, u8 *out) {
+                        i32 disp, unsigned reg, u8 *out) {
     u8 rex = rex_bits(zi, bytes), modrm = 0;
     bool has_modrm = zi->attributes & ZYDIS_ATTRIB_HAS_MODRM;
     if (has_modrm) modrm = redirect_modrm(bytes[zi->raw.modrm.offset], &rex, form, rm, reg);
     bool vex = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
     unsigned n = vex ? put_vex(zi, bytes, rex, out) : put_legacy(zi, rex, out);
     out[n++] = zi->opcode;
-    if (has_modrm) out[n++] = modrm;
+    if (has_modrm) n += put_modrm(modrm, disp, out + n);
     if (zi->raw.imm[0].size) {
         u8 imm = bytes[zi->raw.imm[0].offset];
         bool long_mode = zi->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;

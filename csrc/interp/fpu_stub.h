@@ -27,9 +27,9 @@ void *stub_get(const u8 *insn, unsigned len, unsigned head, unsigned tail);
 
 /* Re-encodes the guest instruction as above; returns the length. */
 unsigned stub_encode(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, u8 *out);
-/* The same with [rm] for its memory operand, host registers rm and reg for general registers (rm not rbp-like). */
+/* The same with [rm + disp] for its memory operand (rm not rsp or r12), host registers rm and reg for general ones. */
 unsigned stub_encode_to(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, unsigned rm,
-                        unsigned reg, u8 *out);
+                        i32 disp, unsigned reg, u8 *out);
 
 /* Host registers <-> memory for one vector register; n bytes = 16 or 32 (low part; a 16-byte load keeps the rest). */
 void stub_vec_store(Cpu *c, unsigned reg, void *to, unsigned n);

@@ -1,8 +1,8 @@
-/* Groups: accesses off one unchanged register share one TLB check (DESIGN "Memory", CORE 7).
+/* Groups: accesses off the same unchanged registers share one TLB check (DESIGN "Memory", CORE 7).
  *
- * A block is emitted twice. The first pass notes its plain [register + disp] accesses and what lies between them; in
+ * A block is emitted twice. The first pass notes its accesses and what lies between them; in
  * the second a group is opened, as early as RFLAGS may be clobbered, for those that fit one page together: r13 then
- * holds what turns their addresses into host addresses. A failing check changes nothing: the dispatcher interprets
+ * holds the host address of the first. A failing check changes nothing: the dispatcher interprets
  * from there. A block whose operands straddle pages again and again is translated anew without groups.
  *
  * Nothing may invalidate r13 while a group is on: every helper that flushed a translation leaves the block. */
@@ -29,16 +29,31 @@ void group_registers(Guest *g, const ZydisDecodedOperand *ops) {
     else g->written &= (u16) ~(1u << R_RSP);
 }
 
-static i32 origin(const Trans *t, unsigned base) { return base == R_RSP ? t->sp : 0; }
+Place group_place(const Trans *t, unsigned base, unsigned index, unsigned scale) {
+    Place p = {.base = (u8)base, .index = (u8)index, .scale = (u8)scale, .version = t->version[base]};
+    if (index != NO_REG) p.index_version = t->version[index];
+    return p;
+}
 
-void group_note(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
+static bool same_place(const Place *a, const Place *b) {
+    return a->base == b->base && a->index == b->index && a->scale == b->scale && a->version == b->version &&
+           a->index_version == b->index_version;
+}
+
+/* Are the registers of this place now what it means? */
+static bool place_current(const Trans *t, const Place *p) {
+    return p->version == t->version[p->base] && (p->index == NO_REG || p->index_version == t->version[p->index]);
+}
+
+static i32 origin(const Trans *t, const Place *p) {
+    i32 sp = p->base == R_RSP ? t->sp : 0;
+    return p->index == R_RSP ? 0 : sp;
+}
+
+void group_note(Trans *t, Place at, i32 disp, unsigned n, bool write) {
     if (!t->planning || disp > SPAN * SPAN || disp < -SPAN * SPAN) return;
-    t->access[t->n_access++] = (Access){.insn = (u8)t->i,
-                                        .base = (u8)base,
-                                        .n = (u8)n,
-                                        .write = write,
-                                        .version = t->version[base],
-                                        .off = origin(t, base) + disp};
+    t->access[t->n_access++] =
+        (Access){.at = at, .insn = (u8)t->i, .n = (u8)n, .write = write, .off = origin(t, &at) + disp};
 }
 
 void group_barrier(Trans *t) {
@@ -48,27 +63,27 @@ void group_barrier(Trans *t) {
     t->access[t->n_access++] = (Access){.insn = (u8)t->i, .barrier = true};
 }
 
-bool group_serves(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
+bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write) {
     const Group *p = &t->group;
-    i32 off = origin(t, base) + disp;
-    return p->on && p->base == base && p->version == t->version[base] && off >= p->lo && off + (i32)n <= p->hi &&
-           (p->write || !write);
+    i32 off = origin(t, &at) + disp;
+    if (!p->on || !same_place(&p->at, &at) || off < p->lo || off + (i32)n > p->hi || (write && !p->write)) return false;
+    t->mem = rm_at(R13, off - p->lo);
+    return true;
 }
 
 static bool joins(const Group *p, const Access *x) {
-    if (x->base != p->base || x->version != p->version) return false;
+    if (!same_place(&x->at, &p->at)) return false;
     i32 lo = x->off < p->lo ? x->off : p->lo, hi = x->off + x->n > p->hi ? x->off + x->n : p->hi;
     return hi - lo <= SPAN;
 }
 
-/* The group that begins with access k; its members. */
+/* The group that begins with access k; how many members. */
 static unsigned gather(const Trans *t, unsigned k, Group *p) {
     const Access *first = &t->access[k];
-    *p = (Group){.on = true,
+    *p = (Group){.at = first->at,
+                 .on = true,
                  .write = first->write,
-                 .base = first->base,
                  .last = first->insn,
-                 .version = first->version,
                  .lo = first->off,
                  .hi = first->off + first->n};
     unsigned members = 1;
@@ -84,22 +99,32 @@ static unsigned gather(const Trans *t, unsigned k, Group *p) {
     return members;
 }
 
+/* r13 = the guest address of the group's begin */
+static void emit_begin(Trans *t, const Group *p) {
+    Asm *a = &t->a;
+    Rm m = {.reg = NO_REG, .base = (u8)host_reg(p->at.base), .index = NO_REG, .disp = p->lo - origin(t, &p->at)};
+    if (m.base == NO_REG) asm_load(a, m.base = R13, slot(t, p->at.base));
+    if (p->at.index != NO_REG) {
+        m.index = (u8)host_reg(p->at.index);
+        m.scale = p->at.scale;
+        if (m.index == NO_REG) asm_load(a, m.index = R15, slot(t, p->at.index));
+    }
+    asm_lea(a, R13, m);
+}
+
 static void emit_check(Trans *t, const Group *p) {
     Asm *a = &t->a;
-    i32 disp = p->lo - origin(t, p->base);
-    unsigned host = host_reg(p->base), tag = p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag);
-    if (host == NO_REG) asm_load(a, host = R14, slot(t, p->base));
-    asm_lea(a, R14, rm_at(host, disp));
-    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R14)), put1(a, 7); /* rorx r15, r14, 7 */
-    asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
-    Rm m = rm_abs((const char *)t->tlb + tag);
+    Rm m = rm_abs((const char *)t->tlb + (p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag)));
     m.index = R15;
+    emit_begin(t, p);
+    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R13)), put1(a, 7); /* rorx r15, r13, 7 */
+    asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
+    asm_mov(a, R14, R13);
     asm_rm(a, E_W, MAP_1, 0x2b, R14, m);
     asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - (u32)(p->hi - p->lo));
-    u8 *slow = asm_jcc(a, 7, asm_here(a));
+    cold_interpret(t, asm_jcc(a, 7, asm_here(a)));
     m.disp = (i32)(u32)(u64)((const char *)t->tlb + offsetof(TlbEntry, delta));
-    asm_load(a, R13, m);
-    cold_interpret(t, slow);
+    asm_rm(a, E_W, MAP_1, 0x03, R13, m);
 }
 
 /* Before an instruction: is there a group to open? Only where RFLAGS may go, and with no other one on. */
@@ -109,7 +134,7 @@ void group_open(Trans *t) {
         const Access *x = &t->access[k];
         if (x->insn < t->i) continue;
         if (x->barrier) return;
-        if (x->version != t->version[x->base]) continue; /* its address is not known yet */
+        if (!place_current(t, &x->at)) continue; /* its address is not known yet */
         Group p;
         if (gather(t, k, &p) < 2 && !t->guest[x->insn].live) continue;
         if (x->insn != t->i && !t->guest[x->insn].live) return; /* it can wait */
@@ -125,5 +150,5 @@ void group_step(Trans *t) {
     t->sp += g->sp_change;
     for (unsigned n = 0; n < 16; n++)
         if (g->written >> n & 1) t->version[n]++;
-    if (t->group.on && (t->i >= t->group.last || t->version[t->group.base] != t->group.version)) t->group.on = false;
+    if (t->group.on && (t->i >= t->group.last || !place_current(t, &t->group.at))) t->group.on = false;
 }

@@ -101,24 +101,22 @@ static void check(Trans *t, unsigned n, bool write) {
     else check_short(t, n, write ? WTAG : RTAG);
 }
 
-/* Is the operand [register + disp], with nothing else to it? */
-static bool plain_base(const Trans *t, const Insn *in) {
-    return t->wide && in->asz == 8 && in->index == ROFF(R_ZERO) && in->base < ROFF(R_RIP) && in->seg != SEG_FS &&
+/* Can the operand be in a group: a base, perhaps an index, no segment base, nothing to truncate? */
+static bool groupable(const Trans *t, const Insn *in) {
+    return t->wide && in->asz == 8 && in->base < ROFF(R_RIP) && in->index != ROFF(R_RSP) && in->seg != SEG_FS &&
            in->seg != SEG_GS;
 }
 
-static bool try_group(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
-    group_note(t, base, disp, n, write);
-    if (!group_serves(t, base, disp, n, write)) return false;
-    unsigned host = host_reg(base);
-    if (host == NO_REG) asm_load(&t->a, host = R14, slot(t, base));
-    t->mem = rm_sib(host, R13, 0, disp);
-    return true;
+static bool try_group(Trans *t, unsigned base, unsigned index, i32 disp, unsigned n, bool write) {
+    Place at = group_place(t, base, index, index == NO_REG ? 0 : t->g->in->scale);
+    group_note(t, at, disp, n, write);
+    return group_serves(t, at, disp, n, write);
 }
 
 void emit_address(Trans *t, unsigned n, bool write) {
     const Insn *in = t->g->in;
-    if (plain_base(t, in) && try_group(t, in->base / 8, in->disp, n, write)) return;
+    unsigned index = in->index == ROFF(R_ZERO) ? NO_REG : in->index / 8;
+    if (groupable(t, in) && try_group(t, in->base / 8, index, in->disp, n, write)) return;
     emit_ea(t, R14);
     check(t, n, write);
     t->mem = rm_at(R14, 0);
@@ -126,7 +124,7 @@ void emit_address(Trans *t, unsigned n, bool write) {
 
 void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
     Asm *a = &t->a;
-    if (t->wide && try_group(t, base, disp, n, write)) return;
+    if (t->wide && try_group(t, base, NO_REG, disp, n, write)) return;
     if (host_reg(base) == NO_REG) {
         asm_load(a, R14, slot(t, base));
         if (disp) asm_lea(a, R14, rm_at(R14, disp));
@@ -134,10 +132,5 @@ void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write)
         asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x8d, R14, rm_at(host_reg(base), disp));
     }
     check(t, n, write);
-    t->mem = rm_at(R14, 0);
-}
-
-void mem_to_r14(Trans *t) {
-    if (t->mem.index != NO_REG) asm_lea(&t->a, R14, t->mem);
     t->mem = rm_at(R14, 0);
 }

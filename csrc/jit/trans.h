@@ -29,19 +29,25 @@ typedef struct Guest {
     u8 bytes[16];
 } Guest;
 
-/* A memory operand off one register, met while planning; and what stops a group. */
+/* The registers of an address, and which of their values in this block are meant. */
+typedef struct Place {
+    u8 base, index, scale; /* guest registers, NO_REG: none */
+    u16 version, index_version;
+} Place;
+
+/* A memory operand off a place, met while planning; and what stops a group. */
 typedef struct Access {
-    u8 insn, base, n;
+    Place at;
+    u8 insn, n;
     bool write, barrier;
-    u16 version; /* of the register's value in this block */
-    i32 off;     /* from that value; for RSP from its value at the block's begin */
+    i32 off; /* from the place; for RSP from its value at the block's begin */
 } Access;
 
-/* One check for several accesses: while `on`, r13 is host - guest address for [base + lo, base + hi). */
+/* One check for several accesses: while `on`, r13 is the host address of place + lo, good up to place + hi. */
 typedef struct Group {
+    Place at;
     bool on, write;
-    u8 base, last; /* last: the instruction behind which it is over */
-    u16 version;
+    u8 last; /* the instruction behind which it is over */
     i32 lo, hi;
 } Group;
 
@@ -102,9 +108,11 @@ bool address_supported(const Trans *t);
 void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
 
 /* group.c */
-void group_note(Trans *t, unsigned base, i32 disp, unsigned n, bool write);
+Place group_place(const Trans *t, unsigned base, unsigned index, unsigned scale);
+void group_note(Trans *t, Place at, i32 disp, unsigned n, bool write);
 void group_barrier(Trans *t);
-bool group_serves(Trans *t, unsigned base, i32 disp, unsigned n, bool write);
+/* True: t->mem is the operand. */
+bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write);
 void group_open(Trans *t);
 void group_step(Trans *t);
 void group_registers(Guest *g, const ZydisDecodedOperand *ops);

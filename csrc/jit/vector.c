@@ -49,11 +49,11 @@ static bool has_is4(const ZydisDecodedInstruction *zi) {
     }
 }
 
-/* The instruction as its native stub has it, with [r14] for [rdi] and host register gpr for rcx. */
+/* The instruction as its native stub has it, with t->mem for [rdi] and host register gpr for rcx. */
 static bool put_native(Trans *t, bool mem, bool gpr, unsigned host) {
     const Guest *g = t->g;
     NativeForm f = {.is4 = has_is4(&g->zi)};
-    u8 out[16];
+    u8 out[20];
     if (gpr) {
         ZydisDecoder d;
         ZydisDecodedInstruction zi;
@@ -71,8 +71,8 @@ static bool put_native(Trans *t, bool mem, bool gpr, unsigned host) {
         }
         if (f.rm_gpr && f.reg_gpr) return false;
     }
-    unsigned rm = mem ? R14 : f.rm_gpr ? host : NO_REG, reg = f.reg_gpr ? host : NO_REG;
-    unsigned n = stub_encode_to(&g->zi, g->bytes, &f, rm, reg, out);
+    unsigned rm = mem ? t->mem.base : f.rm_gpr ? host : NO_REG, reg = f.reg_gpr ? host : NO_REG;
+    unsigned n = stub_encode_to(&g->zi, g->bytes, &f, rm, mem ? t->mem.disp : 0, reg, out);
     for (unsigned i = 0; i < n; i++) put1(&t->a, out[i]);
     return true;
 }
@@ -82,7 +82,6 @@ static bool native_reg(Trans *t) { return put_native(t, false, false, 0); }
 static bool native_memory(Trans *t, bool write) {
     if (!address_supported(t)) return false;
     emit_address(t, t->g->in->osz, write);
-    mem_to_r14(t);
     return put_native(t, true, false, 0);
 }
 
@@ -91,7 +90,6 @@ static bool native_gpr(Trans *t, bool out, bool mem) {
     unsigned n = g->in->reg / 8, host = host_reg(n);
     if (mem && !address_supported(t)) return false;
     if (mem) emit_address(t, g->in->osz, false);
-    if (mem) mem_to_r14(t);
     bool through = host == NO_REG;
     if (through) host = R15;
     if (through) asm_load(&t->a, R15, slot(t, n));
@@ -110,7 +108,6 @@ static bool x87_memory(Trans *t, bool write) {
     const Insn *in = t->g->in;
     if (!address_supported(t) || in->seg == SEG_FS || in->seg == SEG_GS) return false;
     emit_address(t, in->osz, write);
-    mem_to_r14(t);
     put_native(t, true, false, 0);
     emit_ea(t, R14);
     x87_note_operand(t);
