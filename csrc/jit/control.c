@@ -5,7 +5,7 @@
 
 static Cold *cold_add(Trans *t, u8 *site) {
     Cold *k = &t->cold[t->n_cold++];
-    *k = (Cold){.site = site, .insn = t->i, .x87 = t->x87, .x87_next = t->x87_next};
+    *k = (Cold){.held = {NO_REG, NO_REG, NO_REG}, .site = site, .insn = t->i, .x87 = t->x87, .x87_next = t->x87_next};
     return k;
 }
 
@@ -36,7 +36,10 @@ void cold_interpret(Trans *t, u8 *site) {
 /* The hot code of an instruction is complete: its slow paths come back here. */
 void cold_end_insn(Trans *t) {
     for (unsigned i = t->n_cold; i-- && t->cold[i].insn == t->i;)
-        if (!t->cold[i].exit && !t->ended) t->cold[i].back = t->a.p;
+        if (!t->cold[i].exit && !t->ended) {
+            t->cold[i].back = t->a.p;
+            for (unsigned h = 0; h < 3; h++) t->cold[i].held[h] = t->held[h];
+        }
 }
 
 static void emit_cold_helper(Trans *t, const Cold *k) {
@@ -45,6 +48,7 @@ static void emit_cold_helper(Trans *t, const Cold *k) {
     asm_imm(&t->a, R15, (u64)g->in);
     asm_imm(&t->a, R14, g->next);
     asm_call(&t->a, (u64)t->jit->helper);
+    held_reload(t, k->held);
     asm_jmp(&t->a, k->back ? (u64)k->back + (u64)t->a.rx : (u64)t->jit->leave_now);
 }
 

@@ -138,6 +138,7 @@ void group_open(Trans *t) {
         Group p;
         if (gather(t, k, &p) < 2 && !t->guest[x->insn].live) continue;
         if (x->insn != t->i && !t->guest[x->insn].live) return; /* it can wait */
+        held_drop(t);
         emit_check(t, &p);
         t->group = p;
         return;

@@ -148,7 +148,7 @@ static void put_imm(Trans *t) {
 
 static unsigned opcode_map(const Insn *in) { return in->map; }
 
-/* With a memory operand: reg from its home, or through r15. */
+/* With a memory operand: reg from its home, or through a scratch register. */
 static bool emit_with_memory(Trans *t, const Use *u) {
     const Guest *g = t->g;
     unsigned flags = enc_flags(g, u), reg = g->zi.raw.modrm.reg, guest = field_reg(g);
@@ -161,18 +161,19 @@ static bool emit_with_memory(Trans *t, const Use *u) {
     }
     if (!asm_fits(flags, reg, rm_at(R14, 0))) return false;
     emit_address(t, rm_bytes(g, u), u->rm & WR || g->in->flags & INF_LOCK);
-    bool partial = reg_bytes(g, u) < 4;
-    if (through && (u->reg & RD || partial)) asm_load(&t->a, R15, slot(t, guest));
+    if (through) reg = held_get(t, guest, u->reg & RD || reg_bytes(g, u) < 4, t->mem.base);
     asm_rm(&t->a, flags, opcode_map(g->in), g->in->opcode, reg, t->mem);
     put_imm(t);
-    if (through && u->reg & WR) asm_store(&t->a, slot(t, guest), R15);
+    if (through && u->reg & WR) asm_store(&t->a, slot(t, guest), reg);
     return true;
 }
 
-/* r/m in Cpu.r can be a host memory operand where that means the same. */
-static bool slot_serves(const Guest *g, const Use *u) {
-    if (u->no_slot) return false;
-    return !(u->rm & WR) || rm_bytes(g, u) != 4;
+/* r12-r15 as r/m: a register that holds it, or, where it is only read, its slot. */
+static Rm unmapped_rm(Trans *t, const Use *u, unsigned n) {
+    bool only_read = !(u->rm & WR);
+    if (only_read && !u->no_slot && held_find(t, n) == NO_REG) return slot(t, n);
+    bool also_source = u->reg != EXT && field_reg(t->g) == n;
+    return rm_reg(held_get(t, n, u->rm & RD || also_source || rm_bytes(t->g, u) < 4, NO_REG));
 }
 
 static bool emit_with_register(Trans *t, const Use *u) {
@@ -180,23 +181,18 @@ static bool emit_with_register(Trans *t, const Use *u) {
     unsigned flags = enc_flags(g, u), reg = g->zi.raw.modrm.reg, guest = field_reg(g), n = field_rm(g);
     bool reg_through = false, rm_through = false;
     Rm rm = rm_reg(flags & E_BYTE_RM ? byte_reg(g, n) : host_reg(n));
-    if (rm.reg == NO_REG) {
-        rm = slot(t, n);
-        rm_through = !slot_serves(g, u);
-        if (rm_through) rm = rm_reg(R14);
-    }
+    rm_through = rm.reg == NO_REG;
     if (u->reg != EXT) {
         reg = flags & E_BYTE_REG ? byte_reg(g, guest) : host_reg(guest);
         reg_through = reg == NO_REG;
-        if (reg_through) reg = R15;
     }
-    if (!asm_fits(flags, reg, rm)) return false;
-    if (rm_through) asm_load(&t->a, R14, slot(t, n));
-    if (reg_through && (u->reg & RD || reg_bytes(g, u) < 4)) asm_load(&t->a, R15, slot(t, guest));
+    if (!asm_fits(flags, reg_through ? R15 : reg, rm_through ? rm_reg(R14) : rm)) return false;
+    if (rm_through) rm = unmapped_rm(t, u, n);
+    if (reg_through) reg = held_get(t, guest, u->reg & RD || reg_bytes(g, u) < 4, rm.reg);
     asm_rm(&t->a, flags, opcode_map(g->in), g->in->opcode, reg, rm);
     put_imm(t);
-    if (rm_through && u->rm & WR) asm_store(&t->a, slot(t, n), R14);
-    if (reg_through && u->reg & WR) asm_store(&t->a, slot(t, guest), R15);
+    if (rm_through && u->rm & WR) asm_store(&t->a, slot(t, n), rm.reg);
+    if (reg_through && u->reg & WR) asm_store(&t->a, slot(t, guest), reg);
     return true;
 }
 
@@ -218,16 +214,19 @@ static bool emit_lea(Trans *t) {
     const Insn *in = t->g->in;
     unsigned guest = field_reg(t->g), to = host_reg(guest);
     if (in->osz == 2 || in->asz == 2) return false;
-    u8 seg = in->seg;
     Insn plain = *in;
     plain.seg = SEG_DS;
     t->g->in = &plain;
     emit_ea(t, R14);
     t->g->in = in;
-    (void)seg;
+    if (to != NO_REG) {
+        asm_rm(&t->a, in->osz == 4 ? 0 : E_W, MAP_1, 0x8b, to, rm_reg(R14));
+        return true;
+    }
     if (in->osz == 4) asm_rm(&t->a, 0, MAP_1, 0x8b, R14, rm_reg(R14));
-    if (to == NO_REG) asm_store(&t->a, slot(t, guest), R14);
-    else asm_mov(&t->a, to, R14);
+    asm_store(&t->a, slot(t, guest), R14);
+    held_forget(t, guest);
+    t->held[R14 - R13] = (u8)guest;
     return true;
 }
 
@@ -240,16 +239,19 @@ static bool emit_mov_imm(Trans *t) {
         unsigned r = byte_reg(g, n);
         asm_rm(&t->a, E_BYTE_RM, MAP_1, 0xc6, 0, r == NO_REG ? slot(t, n) : rm_reg(r));
         put1(&t->a, v);
+        held_forget(t, n);
         return true;
     }
     unsigned r = host_reg(n);
     if (g->in->osz == 2) {
         asm_rm(&t->a, E_66, MAP_1, 0xc7, 0, r == NO_REG ? slot(t, n) : rm_reg(r));
         put2(&t->a, v);
+        held_forget(t, n);
         return true;
     }
-    asm_imm(&t->a, r == NO_REG ? R14 : r, g->in->osz == 4 ? (u32)v : v);
-    if (r == NO_REG) asm_store(&t->a, slot(t, n), R14);
+    unsigned to = r == NO_REG ? held_get(t, n, false, NO_REG) : r;
+    asm_imm(&t->a, to, g->in->osz == 4 ? (u32)v : v);
+    if (r == NO_REG) asm_store(&t->a, slot(t, n), to);
     return true;
 }
 
@@ -259,20 +261,20 @@ static bool emit_xchg_acc(Trans *t) {
     unsigned n = (g->in->opcode & 7) | (unsigned)g->zi.raw.rex.B << 3, r = host_reg(n);
     if (g->in->op != ZYDIS_MNEMONIC_XCHG) return g->in->op == ZYDIS_MNEMONIC_NOP || g->in->op == ZYDIS_MNEMONIC_PAUSE;
     unsigned flags = g->in->osz == 8 ? E_W : g->in->osz == 2 ? E_66 : 0;
-    if (r == NO_REG) asm_load(&t->a, R14, slot(t, n));
-    asm_rm(&t->a, flags, MAP_1, 0x87, RAX, rm_reg(r == NO_REG ? R14 : r));
-    if (r == NO_REG) asm_store(&t->a, slot(t, n), R14);
+    unsigned host = r == NO_REG ? held_get(t, n, true, NO_REG) : r;
+    asm_rm(&t->a, flags, MAP_1, 0x87, RAX, rm_reg(host));
+    if (r == NO_REG) asm_store(&t->a, slot(t, n), host);
     return true;
 }
 
 static bool emit_bswap(Trans *t) {
     const Guest *g = t->g;
-    unsigned n = (g->in->opcode & 7) | (unsigned)g->zi.raw.rex.B << 3, r = host_reg(n), to = r == NO_REG ? R14 : r;
+    unsigned n = (g->in->opcode & 7) | (unsigned)g->zi.raw.rex.B << 3, r = host_reg(n);
     if (g->in->osz == 2) return false;
-    if (r == NO_REG) asm_load(&t->a, R14, slot(t, n));
+    unsigned to = r == NO_REG ? held_get(t, n, true, NO_REG) : r;
     put1(&t->a, 0x40 | (g->in->osz == 8 ? 8 : 0) | to >> 3);
     put1(&t->a, 0x0f), put1(&t->a, 0xc8 | (to & 7));
-    if (r == NO_REG) asm_store(&t->a, slot(t, n), R14);
+    if (r == NO_REG) asm_store(&t->a, slot(t, n), to);
     return true;
 }
 

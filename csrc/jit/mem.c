@@ -19,6 +19,7 @@ bool address_supported(const Trans *t) {
 /* A part of an address as a host register: its own, or scratch loaded with it. */
 static unsigned part(Trans *t, unsigned n, unsigned scratch) {
     if (host_reg(n) != NO_REG) return host_reg(n);
+    if (held_find(t, n) != NO_REG) return held_find(t, n);
     asm_load(&t->a, scratch, slot(t, n));
     return scratch;
 }
@@ -33,6 +34,8 @@ static void offset_of(Trans *t, unsigned to) {
         return;
     }
     Rm m = {.reg = NO_REG, .base = NO_REG, .index = NO_REG, .disp = in->disp};
+    if (in->base / 8 >= R_R12 && in->base < ROFF(R_RIP) && in->index / 8 >= R_R12 && in->index != ROFF(R_ZERO))
+        held_drop(t); /* loading one must not overwrite the other */
     if (in->base != ROFF(R_ZERO)) m.base = (u8)part(t, in->base / 8, to);
     if (in->index != ROFF(R_ZERO)) {
         m.index = (u8)part(t, in->index / 8, R15);
@@ -44,6 +47,8 @@ static void offset_of(Trans *t, unsigned to) {
 void emit_ea(Trans *t, unsigned to) {
     const Insn *in = t->g->in;
     offset_of(t, to);
+    held_drop_host(t, R14);
+    held_drop_host(t, R15);
     bool based = in->seg == SEG_FS || in->seg == SEG_GS;
     if (!based) return;
     asm_load(&t->a, R15, rm_abs(&t->c->ea_base[in->seg]));
@@ -97,6 +102,9 @@ static void check_keeping(Trans *t, unsigned n, unsigned tag) {
 }
 
 static void check(Trans *t, unsigned n, bool write) {
+    held_drop_host(t, R14);
+    held_drop_host(t, R15);
+    if (!t->group.on) held_drop_host(t, R13);
     if (keep_flags(t)) check_keeping(t, n, write ? WTAG : RTAG);
     else check_short(t, n, write ? WTAG : RTAG);
 }

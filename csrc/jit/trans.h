@@ -14,6 +14,7 @@ typedef struct Cold {
     JitExit *exit; /* NULL: its handler does the instruction */
     u32 insn;
     bool interpret;  /* instead: leave, and interpret from here */
+    u8 held[3];      /* Trans.held where the hot code goes on */
     const Insn *x87; /* Trans.x87 at that point */
     u64 x87_next;
 } Cold;
@@ -63,6 +64,8 @@ typedef struct Trans {
     bool wide;  /* 64-bit code */
     bool ended; /* control does not fall out of the end */
     const TlbEntry *tlb;
+    u8 held[3]; /* guest register (r12-r15) whose value r13, r14, r15 hold too; NO_REG: scratch */
+    unsigned victim;
     Rm mem;        /* the memory operand after emit_address() */
     bool planning; /* first pass: accesses are noted, the code is thrown away */
     Group group;
@@ -89,6 +92,14 @@ INLINE void set_reg(Trans *t, unsigned n, unsigned from) {
     if (host_reg(n) == NO_REG) asm_store(&t->a, slot(t, n), from);
     else asm_mov(&t->a, host_reg(n), from);
 }
+/* regs.c: guest r12-r15 are in Cpu.r, always; scratch registers may hold their values as well. */
+unsigned held_find(const Trans *t, unsigned n);                     /* the host register, or NO_REG */
+unsigned held_get(Trans *t, unsigned n, bool load, unsigned avoid); /* one that will hold it */
+void held_drop(Trans *t);                                           /* all scratch registers are about to be used */
+void held_drop_host(Trans *t, unsigned host);
+void held_forget(Trans *t, unsigned n); /* Cpu.r alone is changed */
+void held_reload(Trans *t, const u8 held[3]);
+
 /* Must RFLAGS survive what is emitted in front of the current instruction? */
 INLINE bool keep_flags(const Trans *t) { return t->g->live != 0; }
 

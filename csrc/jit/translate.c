@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "decode/feat.h"
+#include "interp/fpu_ops.h"
 
 bool jit_eligible(const Cpu *c, const Block *b) {
     u32 code = b->mode & (MODE_CS64 | MODE_CS32);
@@ -57,7 +58,9 @@ static void emit_system(Trans *t) {
 static void emit_insn(Trans *t) {
     u16 f = t->g->in->flags;
     t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
-    if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_int(t) || emit_vector(t))) return;
+    if (t->g->zi.length && emit_int(t)) return; /* knows of held registers */
+    if (t->g->in->fn != op_native_reg) held_drop(t);
+    if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_vector(t))) return;
     if ((f & (INF_END | INF_PLAIN)) == INF_END) emit_system(t);
     else emit_helper(t); /* REP: the next instruction follows when it is done */
 }
@@ -82,11 +85,13 @@ static void emit_all(Trans *t) {
     u8 *begin = t->a.p;
     u32 arena = t->jit->arena_used;
     t->sp = 0;
+    held_drop(t);
     memset(t->version, 0, sizeof t->version);
     for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
         t->g = &t->guest[t->i];
         group_open(t);
         emit_insn(t);
+        if (t->ended) held_drop(t);
         cold_end_insn(t);
         group_step(t);
     }

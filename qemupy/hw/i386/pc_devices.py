@@ -96,11 +96,11 @@ def _add_isa_port(board: Pc, kind: str, given: dict[str, str]) -> None:
 
 def _add_other(board: Pc, kind: str, name: str, given: dict[str, str]) -> None:
     """PCI devices whose only wires are those of the bus and DMA."""
-    entry = registry.lookup(kind)
-    given = {key: value for key, value in given.items() if key not in PLACED_BY_BOARD}
-    from qemupy.hw.i386 import pc_virtio
+    from qemupy.hw.i386 import pc_virtio  # enters its devices in the registry
     from qemupy.hw.virtio import VirtioPci
 
+    entry = registry.lookup(kind)
+    given = {key: value for key, value in given.items() if key not in PLACED_BY_BOARD}
     if issubclass(entry.cls, VirtioPci):
         pc_virtio.add(board, kind, name, given)
         return
