@@ -137,8 +137,7 @@ static bool step(State *out, Insn *insn) {
 
 bool guest_translates;
 
-/* The same by the translator: the instruction and an UD2 behind it make a block. Flags that the instruction overwrites
- * need not survive when it faults. */
+/* The same by the translator: the instruction and an UD2 behind it make a block. */
 static bool run_translated(const Code *code, const State *in, State *out) {
     static const u8 ud2[2] = {0x0f, 0x0b};
     u8 *at = ram + PAGE_CODE * PAGE_SIZE + (in->rip & ~PAGE_MASK);
@@ -156,14 +155,13 @@ static bool run_translated(const Code *code, const State *in, State *out) {
             note_exception(out);
             break;
         }
-        if (c->r[R_RIP] < in->rip || c->r[R_RIP] >= in->rip + code->len) break;
+        if (i && c->r[R_RIP] != in->rip) break; /* not a REP that goes on */
         jit_run_block(c);
         fpu_park(c);
     }
     bool done = out->trap == EXC_UD && c->r[R_RIP] == in->rip + code->len;
     if (done) clear_trap(out);
     store(out);
-    if (out->trap != NO_TRAP) out->flags = (out->flags & ~(u64)FL_CC) | (in->flags & FL_CC);
     return true;
 }
 
