@@ -238,7 +238,11 @@ enum { QPY_ACCEL_INTERP = 0, QPY_ACCEL_DBT = 1 };
 /* How a machine's translator works: bytes of code cache for each vCPU (0: its choice), QPY_DBT_*. Before vCPUs are
  * made.
  */
-enum { QPY_DBT_ONE_INSN = 1 /* blocks of one instruction */, QPY_DBT_PERFMAP = 2 /* write /tmp/perf-PID.map */ };
+enum {
+    QPY_DBT_ONE_INSN = 1, /* blocks of one instruction */
+    QPY_DBT_PERFMAP = 2,  /* write /tmp/perf-PID.map */
+    QPY_DBT_LOCKSTEP = 4  /* compare each block with the interpreter; a difference ends the process */
+};
 void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t flags);
 /* What runs the vCPU, before its first run; the same vCPU runs on either. -ENOSYS: the core has none such. */
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel);
@@ -321,9 +325,9 @@ typedef struct QpyVcpuStats {
     uint64_t icount, tlb_fill, tlb_flush, pio, mmio, exc, irq, block, decode, smc;
     /* The translator's, 0 without one: blocks and bytes of host code made, code cache in use, times entered,
      * instructions left to handlers, polls that left, exits linked and unlinked, jump-cache entries made, flushes of
-     * the code cache, host exceptions that were the guest's, group checks that failed. */
+     * the code cache, host exceptions that were the guest's, group checks that failed, blocks compared in lock-step. */
     uint64_t jit_blocks, jit_bytes, jit_used, jit_entered, jit_helper, jit_poll, jit_linked, jit_unlinked, jit_cached,
-        jit_flushes, jit_faults, jit_group_failed;
+        jit_flushes, jit_faults, jit_group_failed, jit_compared;
 } QpyVcpuStats;
 
 void qpy_vcpu_get_state(QpyVcpu *v, QpyCpuState *out);

@@ -13,7 +13,7 @@ ACCELERATORS = {"dbt": "translate hot code", "interp": "interpret every instruct
 DEFAULT_ACCEL = "dbt"
 _ALIASES = {"tcg": DEFAULT_ACCEL}
 
-_TRANSLATOR_KEYS = ("one-insn-per-tb", "split-wx", "tb-size", "thread")
+_TRANSLATOR_KEYS = ("lockstep", "one-insn-per-tb", "split-wx", "tb-size", "thread")
 _KVM_KEYS = (
     "dirty-ring-size", "igd-passthru", "kernel-irqchip", "kvm-shadow-mem", "notify-vmexit", "notify-window",
 )  # fmt: skip
@@ -29,6 +29,7 @@ class AccelConfig:
     tb_size: int = 0  # code cache in MiB; 0: the translator chooses
     one_insn_per_tb: bool = False
     split_wx: bool = True
+    lockstep: bool = False  # for tests: compare every block with the interpreter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ def _properties(name: str, given: dict[str, str]) -> AccelConfig:
         tb_size=tb_size,
         one_insn_per_tb=options.boolean("one-insn-per-tb", given.get("one-insn-per-tb", "off")),
         split_wx=options.boolean("split-wx", given.get("split-wx", "on")),
+        lockstep=options.boolean("lockstep", given.get("lockstep", "off")),
     )
 
 

@@ -161,6 +161,16 @@ typedef struct FlushLog {
     FlushRange range[FLUSH_LOG_MAX];
 } FlushLog;
 
+/* What stores overwrote, while somebody wants to know (jit/lockstep.c). */
+enum { STORE_LOG_MAX = 512, STORE_MAX = 32 };
+typedef struct StoreLog {
+    u32 n;
+    bool full; /* something was not logged */
+    struct {
+        u8 *p, n, bytes[STORE_MAX];
+    } e[STORE_LOG_MAX];
+} StoreLog;
+
 struct Machine; /* memory/machine.h: guest RAM, flat view, upcalls, clock, BQL; shared by all vCPUs */
 struct Apic;    /* apic/apic.h */
 struct Interp;  /* interp/block.h: decoded-block cache */
@@ -239,6 +249,7 @@ struct Cpu {
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
     const void *jit_fn[4];    /* C functions it calls */
     FlushLog flush_log;
+    StoreLog *stores;         /* NULL: not logged */
 
     /* counters for `info jit` and tests */
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;

@@ -66,7 +66,8 @@ typedef struct ExitList {
 } ExitList;
 
 typedef struct JitStats {
-    u64 translated, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults, group_failed;
+    u64 translated, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults, group_failed,
+        compared;
 } JitStats;
 
 typedef struct Jit {
@@ -86,6 +87,8 @@ typedef struct Jit {
     ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
     u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
     JitStats stats;
+    u32 lockstep_tick;
+    StoreLog stores; /* of lock-step */
 } Jit;
 
 /* Why this host cannot run translated code (BMI2, LAHF); NULL: it can. */
@@ -93,8 +96,9 @@ const char *jit_unsupported(void);
 /* NULL on failure; why: a short reason. */
 struct Jit *jit_new(Cpu *c, const char **why);
 void jit_free(struct Jit *j);
-void jit_run(Cpu *c);       /* like interp_run() */
-void jit_run_block(Cpu *c); /* translates the block at rip and enters it once, for tests */
+void jit_run(Cpu *c);          /* like interp_run() */
+void jit_run_lockstep(Cpu *c); /* the same, comparing with the interpreter block by block */
+void jit_run_block(Cpu *c);    /* translates the block at rip and enters it once, for tests */
 
 /* translate.c: makes b->code; false: this block stays interpreted. FPU parked. */
 bool jit_translate(Cpu *c, Block *b);

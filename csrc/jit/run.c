@@ -7,6 +7,7 @@
 #include "interp/fpu_ops.h"
 #include "interp/int.h"
 #include "interp/trace.h"
+#include "jit/lockstep.h"
 
 enum { HOT = 12, GROUP_FAILS = 200 };
 
@@ -115,6 +116,30 @@ void jit_run_block(Cpu *c) {
     if (c->jit->interpret) {
         c->jit->interpret = false;
         block_exec(c, find(c));
+    }
+}
+
+static void enter_once(Cpu *c, Block *b) { enter(c, b); }
+
+void jit_run_lockstep(Cpu *c) {
+    Interp *it = c->interp;
+    interp_begin(c);
+    for (;;) {
+        Block *b = NULL;
+        jit_take_flushes(c);
+        if (unlikely(!jit_room(c->jit))) interp_flush_all(c);
+        if (likely(!cpu_attention(c))) b = find(c);
+        flushed(c);
+        if (!b) {
+            if (run_special(c, it)) return;
+            continue;
+        }
+        if (!b->code && jit_eligible(c, b)) {
+            fpu_park(c);
+            jit_translate(c, b);
+        }
+        lockstep_block(c, b, enter_once);
+        if (c->halted) return;
     }
 }
 

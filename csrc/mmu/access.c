@@ -87,12 +87,23 @@ static void piece_read(Cpu *c, const Xlat *x, void *to, unsigned n) {
     if (x->host) copy(to, x->host, n);
     else dev_read(c, x->gpa, to, n);
 }
+static COLD void log_store(StoreLog *l, u8 *p, unsigned n) {
+    if (l->n == STORE_LOG_MAX || n > STORE_MAX) {
+        l->full = true;
+        return;
+    }
+    l->e[l->n].p = p;
+    l->e[l->n].n = (u8)n;
+    copy(l->e[l->n++].bytes, p, n);
+}
+
 static void piece_write(Cpu *c, const Xlat *x, const void *from, unsigned n) {
     if (x->drop) return;
     if (!x->host) {
         dev_write(c, x->gpa, from, n);
         return;
     }
+    if (unlikely(c->stores)) log_store(c->stores, x->host, n);
     if (x->slow_write) ram_store_before(c->machine, c, x->ram_off, n);
     /* Aligned stores stay one store: other vCPUs and the guest's devices look. */
     if (n == 8) *(u64 *)x->host = *(const u64 *)from;
@@ -168,6 +179,7 @@ void rmw_slow_begin(Cpu *c, Rmw *m) {
     access_begin(c, &a, m->lin, m->n, ACC_WRITE, m->seg, c->mmu_mode);
     m->slow = true;
     if (a.x[0].host && a.first == m->n) {
+        if (unlikely(c->stores)) log_store(c->stores, a.x[0].host, m->n);
         if (a.x[0].slow_write) ram_store_before(c->machine, c, a.x[0].ram_off, m->n);
         m->slow = a.x[0].slow_write;
         m->p = a.x[0].host;
@@ -224,7 +236,10 @@ void *st_wide_begin(Cpu *c, unsigned seg, u64 off, unsigned n, void *buf) {
     if (likely(p != NULL)) return p;
     Access a;
     access_begin(c, &a, lin, n, ACC_WRITE, seg, c->mmu_mode);
-    if (a.x[0].host && !a.x[0].slow_write && a.first == n) return a.x[0].host;
+    if (a.x[0].host && !a.x[0].slow_write && a.first == n) {
+        if (unlikely(c->stores)) log_store(c->stores, a.x[0].host, n);
+        return a.x[0].host;
+    }
     c->rmw_gpa[0] = a.x[0].gpa;
     c->rmw_gpa[1] = a.first < n ? a.x[1].gpa : 0;
     return buf;
@@ -261,7 +276,7 @@ u64 sys_read(Cpu *c, u64 lin, unsigned n) {
 
 void sys_write(Cpu *c, u64 lin, unsigned n, u64 v) {
     lin &= sys_mask(c);
-    void *p = tlb_hit_w(c->dbg_data ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
+    void *p = tlb_hit_w(c->dbg_data || c->stores ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
     if (likely(p != NULL)) copy(p, &v, n);
     else mem_slow_write(c, lin, n, v, SEG_ES, MMU_KERNEL);
 }

@@ -175,6 +175,7 @@ void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t fla
     m->code_cache = code_cache;
     m->one_insn = flags & QPY_DBT_ONE_INSN;
     m->perfmap = flags & QPY_DBT_PERFMAP;
+    m->lockstep = flags & QPY_DBT_LOCKSTEP;
 }
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel) {
     if (accel != ACCEL_INTERP && (accel != ACCEL_DBT || jit_unsupported())) return -ENOSYS;
@@ -233,6 +234,7 @@ void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
     out->jit_flushes = j->flushes;
     out->jit_faults = j->host_faults;
     out->jit_group_failed = j->group_failed;
+    out->jit_compared = j->compared;
 }
 
 int qpy_vcpu_translate(QpyVcpu *v, uint64_t lin, uint64_t *gpa) {

@@ -121,7 +121,8 @@ int vcpu_run_guest(Cpu *c, u64 stop) {
             else sleep_halted(c);
             continue;
         }
-        if (translates(c, stop)) jit_run(c);
-        else interp_run(c);
+        if (!translates(c, stop)) interp_run(c);
+        else if (unlikely(c->machine->lockstep)) jit_run_lockstep(c);
+        else jit_run(c);
     }
 }

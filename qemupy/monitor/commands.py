@@ -154,6 +154,7 @@ _TRANSLATOR_COUNTERS = (
     ("code cache flushes", "jit_flushes"), ("entered", "jit_entered"), ("exits linked", "jit_linked"),
     ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"), ("exits by poll", "jit_poll"),
     ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"), ("group checks failed", "jit_group_failed"),
+    ("blocks compared", "jit_compared"),
 )  # fmt: skip
 
 
