@@ -166,7 +166,7 @@ void jit_run(Cpu *c) {
         }
         if (!b->code) consider(c, b);
         if (can_enter(c, b)) {
-            if (from) jit_link(c, from, b);
+            if (from && !log_on(LOG_NOCHAIN)) jit_link(c, from, b);
             jit_cache_fill(c, b);
             from = enter(c, b);
             if (unlikely(c->halted)) return;

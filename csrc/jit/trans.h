@@ -128,6 +128,9 @@ void group_open(Trans *t);
 void group_step(Trans *t);
 void group_registers(Guest *g, const ZydisDecodedOperand *ops);
 
+/* trace.c */
+void jit_trace(Trans *t);
+
 /* flags.c */
 void flags_liveness(Trans *t);
 

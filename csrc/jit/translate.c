@@ -77,6 +77,7 @@ static bool finish(Trans *t) {
     j->used = (u32)((t->a.p - j->rw) + 15) & ~15u;
     j->codes[j->n_codes++] = t->code;
     b->code = t->code;
+    jit_trace(t);
     return true;
 }
 
