@@ -1,4 +1,4 @@
-"""Golden listings: what the translator makes of a few dozen blocks. A change in what is emitted shows here, to be looked at.
+"""Golden listings: what the translator makes of a few dozen blocks. A change in what is emitted shows here.
 
 After a change that is meant: QEMUPY_GOLDEN=write pytest tests/cpu/test_golden.py, and read the difference.
 """
@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from rawguest import RawGuest
-
 from qemupy._core import lib
+from rawguest import RawGuest
 
 FOLDER = Path(__file__).parent / "golden"
 BLOCKS = {
