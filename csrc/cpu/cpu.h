@@ -185,6 +185,7 @@ struct Cpu {
     u32 lookup_gen __attribute__((aligned(8))); /* bumped whenever a mapping may have changed */
     u32 mode;                 /* MODE_*, kept by cpu_update_mode() */
     volatile u32 pending;     /* PEND_*, any thread (atomic or/and) */
+    volatile u32 poll;        /* 1: look at `pending`; translated code leaves for it. Set behind it, by cpu_pend() */
     const Insn *cur;          /* the instruction being executed */
     TlbEntry *tlb;            /* tlbs[current mode] */
     u64 lin_mask;             /* ~0 in 64-bit code, else 4 GiB - 1 */
@@ -274,7 +275,10 @@ INLINE void cpu_set_rflags_raw(Cpu *c, u64 v) {
     c->flags = (v & ~(u64)FL_CC) | 2;
 }
 INLINE bool cpu_has(const Cpu *c, unsigned feat) { return c->feat[feat >> 6] >> (feat & 63) & 1; }
-INLINE void cpu_pend(Cpu *c, u32 bits) { __atomic_fetch_or(&c->pending, bits, __ATOMIC_SEQ_CST); }
+INLINE void cpu_pend(Cpu *c, u32 bits) {
+    __atomic_fetch_or(&c->pending, bits, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&c->poll, 1, __ATOMIC_SEQ_CST);
+}
 INLINE void cpu_unpend(Cpu *c, u32 bits) { __atomic_fetch_and(&c->pending, ~bits, __ATOMIC_SEQ_CST); }
 
 /* Whether something pending must be looked at before the next instruction. Interrupts wait while IF is clear, an NMI

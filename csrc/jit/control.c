@@ -84,7 +84,7 @@ void cold_emit(Trans *t) {
 static void emit_poll(Trans *t, JitExit *x) {
     Asm *a = &t->a;
     asm_mov(a, R15, RCX);
-    asm_load32(a, RCX, rm_abs(&t->c->pending));
+    asm_load32(a, RCX, rm_abs(&t->c->poll));
     put1(a, 0xe3), put1(a, 14); /* jrcxz */
     asm_mov(a, RCX, R15);
     asm_imm(a, R15, (u64)x | JIT_EXIT_POLL);
@@ -171,7 +171,7 @@ static void emit_lookup(Trans *t) {
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[2]));
     asm_mov(a, R13, RCX);
     asm_lea(a, R15, rm_sib(R15, R15, 0, 0));
-    asm_load32(a, RCX, rm_abs(&t->c->pending));
+    asm_load32(a, RCX, rm_abs(&t->c->poll));
     asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));
     asm_load(a, R14, cache_field(t, offsetof(JumpEntry, neg_rip)));
     asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));

@@ -15,7 +15,7 @@
 #include "interp/block.h"
 
 #define JIT_MODES      16
-#define JIT_CACHE_SIZE 4096u /* entries of one mode's jump cache */
+#define JIT_CACHE_SIZE 16384u /* entries of one mode's jump cache */
 
 typedef struct JitExit {
     const u8 *code;          /* where it leads: its stub, or the target */

@@ -57,6 +57,13 @@ static void consider(Cpu *c, Block *b) {
     jit_translate(c, b);
 }
 
+/* What is pending may have to wait (interrupts are off): translated code is not to leave for that again and again.
+ * Cleared first and looked at second, so that nothing set meanwhile is lost. */
+static bool wanted(Cpu *c) {
+    if (unlikely(c->poll)) __atomic_store_n(&c->poll, 0, __ATOMIC_SEQ_CST);
+    return cpu_attention(c);
+}
+
 /* The block at rip, or NULL. */
 static Block *find(Cpu *c) {
     Interp *it = c->interp;
@@ -128,7 +135,7 @@ void jit_run_lockstep(Cpu *c) {
         Block *b = NULL;
         jit_take_flushes(c);
         if (unlikely(!jit_room(c->jit))) interp_flush_all(c);
-        if (likely(!cpu_attention(c))) b = find(c);
+        if (likely(!wanted(c))) b = find(c);
         flushed(c);
         if (!b) {
             if (run_special(c, it)) return;
@@ -156,7 +163,7 @@ void jit_run(Cpu *c) {
             flushed(c);
             from = NULL;
         }
-        if (likely(!cpu_attention(c))) b = find(c);
+        if (likely(!wanted(c))) b = find(c);
         if (unlikely(flushed(c))) from = NULL;
         if (unlikely(!b)) {
             from = NULL;
@@ -166,8 +173,8 @@ void jit_run(Cpu *c) {
         }
         if (!b->code) consider(c, b);
         if (can_enter(c, b)) {
-            if (from && !log_on(LOG_NOCHAIN)) jit_link(c, from, b);
-            jit_cache_fill(c, b);
+            if (!from) jit_cache_fill(c, b);
+            else if (!log_on(LOG_NOCHAIN)) jit_link(c, from, b);
             from = enter(c, b);
             if (unlikely(c->halted)) return;
             continue;
