@@ -75,7 +75,7 @@ typedef struct TlbEntry {
     i64 delta;
     u64 meta; /* gpa page | TLBM_*: what the MMU needs to flush or refill this entry */
 } TlbEntry;
-#define TLB_BITS 10
+#define TLB_BITS 12
 #define TLB_SIZE (1u << TLB_BITS)
 enum { MMU_KERNEL, MMU_USER, MMU_KERNEL_AC, MMU_MODES }; /* KERNEL_AC: supervisor with SMAP suspended by RFLAGS.AC */
 
