@@ -244,7 +244,9 @@ struct Cpu {
 
     /* Translated code (jit/) addresses these absolutely. */
     struct Jit *jit;
-    u64 jit_sp;               /* stack pointer to leave with */
+    u64 jit_sp;               /* the C stack's pointer, to leave with and for handlers */
+    u64 jit_pairs;            /* where translated code begins on the stack of return addresses */
+    const void *jit_cache;    /* jump cache of the mode that runs */
     u64 jit_tmp[3];
     u64 jit_mask[3];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */

@@ -53,7 +53,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     *why = jit_unsupported();
     if (*why) return NULL;
     Jit *j = calloc(1, sizeof *j);
-    if (!j || !map_all(j)) {
+    if (!j || !map_all(j) || !jit_pairs_init(c, j)) {
         *why = "no memory for the code cache";
         free(j);
         return NULL;
@@ -74,6 +74,7 @@ void jit_free(struct Jit *j) {
     for (u32 i = 0; i < j->n_modes; i++) munmap(j->modes[i], sizeof(JitMode));
     for (unsigned i = 0; i < 2; i++) free(j->filled[i].v);
     free(j->codes);
+    jit_pairs_free(j);
     munmap(j->arena, JIT_ARENA_BYTES);
     if (j->rw != j->rx) munmap((void *)j->rx, JIT_CODE_BYTES);
     munmap(j->rw, JIT_CODE_BYTES);
@@ -93,7 +94,7 @@ bool jit_room(const Jit *j) {
 }
 
 static void mode_clear(Jit *j, JitMode *m) {
-    for (unsigned i = 0; i < JIT_CACHE_SIZE; i++) m->cache[i] = (JumpEntry){jump_none(i), j->no_code};
+    for (unsigned i = 0; i < JIT_CACHE_SIZE; i++) m->cache[i] = j->target_missed;
     m->n_filled = 0;
 }
 
@@ -159,6 +160,7 @@ static void make_enter(Asm *a, Cpu *c) {
     for (unsigned i = 0; i < ARRAY_LEN(saved); i++) push_pop(a, saved[i], true);
     asm_rm(a, E_W, MAP_1, 0x83, 5, rm_reg(RSP)), put1(a, 8); /* sub rsp, 8: aligned to 16 */
     asm_store(a, rm_abs(&c->jit_sp), RSP);
+    asm_load(a, RSP, rm_abs(&c->jit_pairs));
     asm_mov(a, R15, RSI);
     reload(a, c);
     asm_rm(a, 0, MAP_1, 0xff, 4, rm_reg(R15));
@@ -175,7 +177,7 @@ static void make_exit(Asm *a, Cpu *c) {
 
 static void call_c(Asm *a, Cpu *c, unsigned fn) {
     asm_mov(a, RBX, RSP);
-    asm_rm(a, E_W, MAP_1, 0x83, 4, rm_reg(RSP)), put1(a, 0xf0);
+    asm_load(a, RSP, rm_abs(&c->jit_sp));
     asm_rm(a, 0, MAP_1, 0xff, 2, rm_abs(&c->jit_fn[fn]));
     asm_mov(a, RSP, RBX);
 }
@@ -207,7 +209,6 @@ void jit_make_common(Cpu *c, Jit *j) {
     j->exit = (const u8 *)asm_here(&a); /* r15 = JitExit */
     spill(&a, c);
     asm_jmp(&a, (u64)tail);
-    j->no_code = j->leave_now;
     j->helper = (const u8 *)asm_here(&a);
     make_helper(&a, c, tail);
     j->fault = (const u8 *)asm_here(&a); /* a host fault was the guest's: r15 = Insn, r14 = rip behind it */
@@ -217,5 +218,6 @@ void jit_make_common(Cpu *c, Jit *j) {
     asm_mov(&a, RDX, R14);
     call_c(&a, c, 1);
     put1(&a, 0xcc);
+    jit_make_pairs(&a, c, j);
     j->used = j->common = (u32)(a.p - j->rw + 63) & ~63u;
 }

@@ -92,20 +92,31 @@ static void emit_poll(Trans *t, JitExit *x) {
     asm_mov(a, RCX, R15);
 }
 
-void emit_goto(Trans *t, u64 rip, bool poll) {
+/* A jump or a call to where x leads. */
+static void emit_transfer(Trans *t, JitExit *x, bool call) {
     Asm *a = &t->a;
-    JitExit *x = exit_new(t, rip);
-    x87_settle(t);
-    if (poll) emit_poll(t, x);
-    if (same_page(t, rip)) {
-        put1(a, 0xe9), put4(a, 0);
+    if (same_page(t, x->rip)) {
+        put1(a, call ? 0xe8 : 0xe9), put4(a, 0);
         x->site = a->p - 4;
         cold_exit_of(t, x->site, x);
     } else {
-        asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&x->code));
+        asm_rm(a, 0, MAP_1, 0xff, call ? 2 : 4, rm_abs(&x->code));
         cold_exit_of(t, NULL, x);
     }
+}
+
+void emit_goto(Trans *t, u64 rip, bool poll) {
+    JitExit *x = exit_new(t, rip);
+    x87_settle(t);
+    if (poll) emit_poll(t, x);
+    emit_transfer(t, x, false);
     t->ended = true;
+}
+
+/* What comes when the guest returns from a call. */
+static void emit_behind_call(Trans *t) {
+    emit_return_site(t, t->g->next, FL_CC);
+    emit_goto(t, t->g->next, false);
 }
 
 void emit_leave(Trans *t) { asm_jmp(&t->a, (u64)t->jit->leave_now); }
@@ -156,35 +167,14 @@ static void push_next(Trans *t) {
 
 static void load_word(Trans *t, unsigned to, Rm from) { asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8b, to, from); }
 
-static Rm cache_field(const Trans *t, unsigned offset) {
-    Rm m = rm_abs((const char *)t->mode->cache + offset);
+/* r14 = target: to the translation the jump cache has for it. RFLAGS stay. */
+static void emit_by_cache(Trans *t, bool call) {
+    Asm *a = &t->a;
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[2])); /* pext */
+    Rm m = rm_abs(t->mode->cache);
     m.index = R15;
     m.scale = 3;
-    return m;
-}
-
-/* r14 = target. On a hit r15 holds the entry's place; on a miss, or if somebody wants the vCPU, the handler does the
- * whole instruction and the dispatcher goes on. RFLAGS stay. */
-static void emit_lookup(Trans *t) {
-    Asm *a = &t->a;
-    group_barrier(t); /* r13 is needed */
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[2]));
-    asm_mov(a, R13, RCX);
-    asm_lea(a, R15, rm_sib(R15, R15, 0, 0));
-    asm_load32(a, RCX, rm_abs(&t->c->poll));
-    asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));
-    asm_load(a, R14, cache_field(t, offsetof(JumpEntry, neg_rip)));
-    asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));
-    put1(a, 0xe3), put1(a, 8); /* jrcxz */
-    asm_mov(a, RCX, R13);
-    put1(a, 0xe9), put4(a, 0);
-    cold_helper(t, a->p - 4);
-    asm_mov(a, RCX, R13);
-}
-
-static void emit_jump_found(Trans *t) {
-    asm_rm(&t->a, 0, MAP_1, 0xff, 4, cache_field(t, offsetof(JumpEntry, code)));
-    t->ended = true;
+    asm_rm(a, 0, MAP_1, 0xff, call ? 2 : 4, m);
 }
 
 static bool emit_ret(Trans *t) {
@@ -192,9 +182,9 @@ static bool emit_ret(Trans *t) {
     emit_address_reg(t, R_RSP, 0, word(t), false);
     load_word(t, R14, t->mem);
     x87_settle(t);
-    emit_lookup(t);
     move_sp(t, (i32)(word(t) + extra));
-    emit_jump_found(t);
+    put1(&t->a, 0xc3);
+    t->ended = true;
     return true;
 }
 
@@ -214,21 +204,20 @@ static bool load_target(Trans *t) {
 static bool emit_jmp_indirect(Trans *t) {
     if (!load_target(t)) return false;
     x87_settle(t);
-    emit_lookup(t);
-    emit_jump_found(t);
+    emit_by_cache(t, false);
+    t->ended = true;
     return true;
 }
 
 static bool emit_call_indirect(Trans *t) {
-    Asm *a = &t->a;
+    Rm target = rm_abs(&t->c->jit_tmp[1]);
     if (!load_target(t)) return false;
     x87_settle(t);
-    emit_lookup(t);
-    asm_load(a, R15, cache_field(t, offsetof(JumpEntry, code)));
-    asm_store(a, rm_abs(&t->c->jit_tmp[1]), R15);
+    asm_store(&t->a, target, R14);
     push_next(t);
-    asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&t->c->jit_tmp[1]));
-    t->ended = true;
+    asm_load(&t->a, R14, target);
+    emit_by_cache(t, true);
+    emit_behind_call(t);
     return true;
 }
 
@@ -242,8 +231,12 @@ static bool emit_group5(Trans *t) {
 
 static bool emit_call(Trans *t) {
     u64 target = target_of(t);
+    JitExit *x = exit_new(t, target);
     push_next(t);
-    emit_goto(t, target, backward(t, target));
+    x87_settle(t);
+    if (backward(t, target)) emit_poll(t, x);
+    emit_transfer(t, x, true);
+    emit_behind_call(t);
     return true;
 }
 

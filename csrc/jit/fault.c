@@ -39,6 +39,13 @@ static bool redirect(Cpu *c, greg_t *g, u64 trap) {
     return true;
 }
 
+/* A call found the stack of return addresses full: it does without the pairs that are there. */
+static bool restart_pairs(Cpu *c, greg_t *g, u64 address) {
+    if (!jit_pairs_full(c->jit, address)) return false;
+    g[REG_RSP] = (greg_t)c->jit_pairs;
+    return true;
+}
+
 static bool is_guests(unsigned trap) {
     return trap == EXC_DE || trap == EXC_UD || trap == EXC_GP || trap == EXC_MF || trap == EXC_XM;
 }
@@ -46,6 +53,7 @@ static bool is_guests(unsigned trap) {
 static void on_fault(int sig, siginfo_t *info, void *context) {
     greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
     Cpu *c = current_cpu;
+    if (c && c->jit && g[REG_TRAPNO] == EXC_PF && restart_pairs(c, g, (u64)info->si_addr)) return;
     if (c && c->jit && is_guests((unsigned)g[REG_TRAPNO]) && redirect(c, g, (u64)g[REG_TRAPNO])) return;
     const struct sigaction *old = &old_action[sig];
     if (old->sa_flags & SA_SIGINFO) old->sa_sigaction(sig, info, context);

@@ -3,9 +3,9 @@
  *   Block (interp/) --hits--> translate() --> JitCode in the code cache, entered by jit_run() or by another block
  *
  * Registers in translated code: guest rax rcx rdx rbx rbp rsi rdi r8-r11 at their own numbers, guest rsp in host r12,
- * guest r12-r15 in Cpu.r; r13 r14 r15 are scratch; host rsp is the vCPU thread's own stack. The six arithmetic flags
- * are in RFLAGS, the guest's x87 and vector state in the host's registers. Cpu, decoded blocks and code lie below
- * 2 GiB and are addressed absolutely.
+ * guest r12-r15 in Cpu.r; r13 r14 r15 are scratch; host rsp is in a stack of return addresses (pairs.c). The six
+ * arithmetic flags are in RFLAGS, the guest's x87 and vector state in the host's registers. Cpu, decoded blocks and
+ * code lie below 2 GiB and are addressed absolutely.
  *
  * A JitExit is one way out of a block to a known address. In the same page it is patched to jump to the target; to
  * another page it jumps through `code`, which every flush of that page's translation sets back (links.c). */
@@ -40,24 +40,21 @@ typedef struct JitPoint {
 
 typedef struct JitCode {
     const u8 *entry;
+    const u8 *found; /* the way in through a jump cache: r14 = the guest's address wanted */
     Block *block;
     JitExit *in; /* exits linked to it */
     JitPoint *points;
     u32 n_points;
+    struct JitMode *mode;
     u32 end; /* offset in the code cache */
 } JitCode;
-
-/* rip is kept negated: the lookup adds the target and tests for zero, which needs no flags. */
-typedef struct JumpEntry {
-    u64 neg_rip;
-    const u8 *code;
-} JumpEntry;
 
 typedef struct JitMode {
     u32 mode;
     u32 n_filled;
-    u16 filled[JIT_CACHE_SIZE]; /* entries of non-global pages */
-    JumpEntry cache[JIT_CACHE_SIZE];
+    u16 filled[JIT_CACHE_SIZE];      /* entries of non-global pages */
+    u64 rip[JIT_CACHE_SIZE];         /* for whom an entry was filled */
+    const u8 *cache[JIT_CACHE_SIZE]; /* JitCode.found, which verifies */
 } JitMode;
 
 typedef struct ExitList {
@@ -79,7 +76,8 @@ typedef struct Jit {
     u32 interp_flushes; /* Interp.flushes seen */
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
-    const u8 *enter, *exit, *leave_now, *helper, *fault, *no_code;
+    const u8 *enter, *exit, *leave_now, *helper, *fault, *find_target, *target_missed;
+    char *stacks; /* guard page, return addresses; guard page, signal stack */
     JitMode *modes[JIT_MODES];
     u32 n_modes;
     JitCode **codes; /* by address, for host faults */
@@ -125,9 +123,12 @@ void jit_cache_fill(Cpu *c, Block *b);
 /* fault.c */
 void jit_faults_init(void);
 
+/* pairs.c */
+bool jit_pairs_init(Cpu *c, Jit *j);
+void jit_pairs_free(Jit *j);
+void jit_pairs_thread(const Cpu *c);            /* the calling thread is about to run translated code */
+bool jit_pairs_full(const Jit *j, u64 address); /* a push there did not fit */
+
 INLINE u32 jump_index(u64 rip) { return rip & (JIT_CACHE_SIZE - 1); }
-/* JumpEntry.neg_rip of an empty entry: no address of this index adds up to zero with it, nor does one with the bits of
- * Cpu.pending on top. */
-INLINE u64 jump_none(u32 index) { return -(u64)(index ^ JIT_CACHE_SIZE / 2); }
 
 #endif

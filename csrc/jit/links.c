@@ -85,19 +85,19 @@ static JitMode *mode_of(Jit *j, u32 mode) {
     return NULL;
 }
 
-static void entry_clear(Jit *j, JitMode *m, u32 i) { m->cache[i] = (JumpEntry){jump_none(i), j->no_code}; }
+static void entry_clear(Jit *j, JitMode *m, u32 i) { m->cache[i] = j->target_missed; }
 
 void jit_cache_fill(Cpu *c, Block *b) {
     Jit *j = c->jit;
     JitMode *m = mode_of(j, b->mode);
     u32 index = jump_index(b->rip);
-    JumpEntry *e = m ? &m->cache[index] : NULL;
-    if (!e || b->ram_off2 != ~0ull || (e->neg_rip == -b->rip && e->code == b->code->entry)) return;
+    if (!m || b->ram_off2 != ~0ull || m->cache[index] == b->code->found) return;
     if (!block_global(c, b)) {
         if (m->n_filled == JIT_CACHE_SIZE) return;
         m->filled[m->n_filled++] = (u16)index;
     }
-    *e = (JumpEntry){-b->rip, b->code->entry};
+    m->cache[index] = b->code->found;
+    m->rip[index] = b->rip;
     page_note(j, b->rip);
     j->stats.cache_fill++;
 }
@@ -113,8 +113,7 @@ void jit_drop(Cpu *c, Block *b) {
         unlink_exit(j, x);
     }
     JitMode *m = mode_of(j, b->mode);
-    JumpEntry *e = m ? &m->cache[jump_index(b->rip)] : NULL;
-    if (e && e->code == code->entry) entry_clear(j, m, jump_index(b->rip));
+    if (m && m->cache[jump_index(b->rip)] == code->found) entry_clear(j, m, jump_index(b->rip));
     code->block = NULL;
     j->leave = true;
 }
@@ -150,7 +149,7 @@ static void flush_caches(Jit *j, bool all) {
 static void flush_range_of_caches(Jit *j, u64 base, u64 size) {
     for (u32 k = 0; k < j->n_modes; k++)
         for (u32 i = 0; i < JIT_CACHE_SIZE; i++)
-            if (in_range(-j->modes[k]->cache[i].neg_rip, base, size)) entry_clear(j, j->modes[k], i);
+            if (in_range(j->modes[k]->rip[i], base, size)) entry_clear(j, j->modes[k], i);
 }
 
 static void flush_range(Jit *j, u64 base, u64 size) {

@@ -93,6 +93,7 @@ static JitExit *enter(Cpu *c, Block *b) {
     u32 mode = c->mode, gen = c->lookup_gen;
     j->leave = false;
     j->stats.entered++;
+    c->jit_cache = b->code->mode->cache;
     c->icount += b->n; /* what is run by way of links goes uncounted */
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
     c->cc = cc_from_ax((u16)c->jit_ax);

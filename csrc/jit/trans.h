@@ -134,6 +134,13 @@ void jit_trace(Trans *t);
 /* flags.c */
 void flags_liveness(Trans *t);
 
+/* pairs.c */
+void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
+/* The way into the block for who comes through a jump cache. */
+void emit_found(Trans *t);
+/* Behind a host call. live: flags that must survive. */
+void emit_return_site(Trans *t, u64 rip, u16 live);
+
 /* control.c */
 void emit_goto(Trans *t, u64 rip, bool poll);
 void emit_leave(Trans *t); /* to the dispatcher, rip is set */

@@ -71,7 +71,6 @@ static bool finish(Trans *t) {
     if (!t->ended) emit_goto(t, t->g->next, false);
     t->code->end = (u32)(t->a.p - j->rw);
     cold_emit(t);
-    t->code->entry = j->rx + j->used;
     j->stats.translated++;
     j->stats.code_bytes += (u64)(t->a.p - j->rw) - j->used;
     j->used = (u32)((t->a.p - j->rw) + 15) & ~15u;
@@ -86,6 +85,8 @@ static void emit_all(Trans *t) {
     u8 *begin = t->a.p;
     u32 arena = t->jit->arena_used;
     t->sp = 0;
+    emit_found(t);
+    t->code->entry = (const u8 *)asm_here(&t->a);
     held_drop(t);
     memset(t->version, 0, sizeof t->version);
     for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
@@ -121,6 +122,7 @@ bool jit_translate(Cpu *c, Block *b) {
     t->a = (Asm){.p = j->rw + j->used, .rx = (i64)(j->rx - j->rw)};
     t->code = jit_alloc(j, sizeof *t->code);
     t->code->block = b;
+    t->code->mode = t->mode;
     t->code->points = jit_alloc(j, t->n * sizeof(JitPoint));
     t->code->n_points = t->n;
     source_bytes(c, b, bytes);

@@ -103,6 +103,7 @@ int vcpu_run(Cpu *c, u64 stop) {
         guest_enter(c);
         interp_set_stop(c, stop);
         need_translator(c);
+        if (c->jit) jit_pairs_thread(c);
         reason = vcpu_run_guest(c, stop);
         interp_settle(c);
         fpu_park(c);
