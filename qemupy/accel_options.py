@@ -29,7 +29,7 @@ class AccelConfig:
     tb_size: int = 0  # code cache in MiB; 0: the translator chooses
     one_insn_per_tb: bool = False
     split_wx: bool = True
-    lockstep: bool = False  # for tests: compare every block with the interpreter
+    lockstep: str = ""  # for tests: compare with the interpreter, by `block` or by `chain` of blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,15 @@ def _properties(name: str, given: dict[str, str]) -> AccelConfig:
         tb_size=tb_size,
         one_insn_per_tb=options.boolean("one-insn-per-tb", given.get("one-insn-per-tb", "off")),
         split_wx=options.boolean("split-wx", given.get("split-wx", "on")),
-        lockstep=options.boolean("lockstep", given.get("lockstep", "off")),
+        lockstep=_lockstep(given.get("lockstep", "off")),
     )
+
+
+def _lockstep(value: str) -> str:
+    modes = {"off": "", "on": "block", "block": "block", "chain": "chain"}
+    if value not in modes:
+        raise ConfigError(f"Parameter 'lockstep' expects one of {', '.join(modes)}, not '{value}'")
+    return modes[value]
 
 
 def choose(candidates: Sequence[Candidate], warnings: list[str]) -> AccelConfig:

@@ -161,13 +161,13 @@ typedef struct FlushLog {
     FlushRange range[FLUSH_LOG_MAX];
 } FlushLog;
 
-/* What stores overwrote, while somebody wants to know (jit/lockstep.c). */
-enum { STORE_LOG_MAX = 512, STORE_MAX = 32 };
+/* What stores overwrote, while somebody wants to know, and what was there in the end (jit/lockstep.c). */
+enum { STORE_LOG_MAX = 4096, STORE_MAX = 32 };
 typedef struct StoreLog {
     u32 n;
     bool full; /* something was not logged */
     struct {
-        u8 *p, n, bytes[STORE_MAX];
+        u8 *p, n, before[STORE_MAX], after[STORE_MAX];
     } e[STORE_LOG_MAX];
 } StoreLog;
 
@@ -253,6 +253,8 @@ struct Cpu {
     const void *jit_fn[4];    /* C functions it calls */
     FlushLog flush_log;
     StoreLog *stores;         /* NULL: not logged */
+    struct Feed *feed;        /* lock-step: what comes from outside is recorded, or taken from there (memory/feed.h) */
+    bool hold;                /* lock-step: what is pending waits until both tiers have run */
 
     /* counters for `info jit` and tests */
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
@@ -285,18 +287,19 @@ INLINE void cpu_unpend(Cpu *c, u32 bits) { __atomic_fetch_and(&c->pending, ~bits
 
 /* Whether something pending must be looked at before the next instruction. Interrupts wait while IF is clear, an NMI
  * while another is being handled; so a run loop asks this, not `pending`, and is not thrown out again and again. */
-INLINE bool cpu_attention(const Cpu *c) {
+INLINE bool cpu_wanted(const Cpu *c) {
     u32 p = c->pending;
     if (likely(!p)) return false;
     if (!(c->flags & FL_IF)) p &= ~(u32)(PEND_EXTINT | PEND_APIC);
     if (c->nmi_masked) p &= ~(u32)PEND_NMI;
     return p != 0;
 }
+INLINE bool cpu_attention(const Cpu *c) { return unlikely(cpu_wanted(c)) && !c->hold; }
 
 /* Recomputes mode, tlb, lin_mask, ea_base, seg_rok/wok, mmu_mode from CR0/CR4/EFER/segments/CPL/RFLAGS/XCR0/DR7.
  * Call after any change to one of them (cpu/mode.c). */
 void cpu_update_mode(Cpu *c);
-/* A table that never hits: Cpu.tlb while alignment checks or data breakpoints must see every access. */
+/* A table that never hits: Cpu.tlb while alignment checks, data breakpoints or a log must see every access. */
 extern TlbEntry tlb_never[TLB_SIZE];
 /* Set by mmu/: drops every translation. */
 extern void (*cpu_flush_hook)(Cpu *c);

@@ -80,7 +80,7 @@ void cpu_update_mode(Cpu *c) {
         mode |= MODE_SMAP_AC;
     }
     bool align_check = c->cpl == 3 && (c->flags & FL_AC) && (c->cr0 & CR0_AM);
-    c->tlb = align_check || c->dbg_data ? tlb_never : c->tlbs[c->mmu_mode];
+    c->tlb = align_check || c->dbg_data || c->stores ? tlb_never : c->tlbs[c->mmu_mode];
     mode |= c->mode & (MODE_FPUNMASK | MODE_SSEUNMASK);
     c->mode = mode;
 }

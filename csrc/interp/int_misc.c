@@ -1,6 +1,8 @@
 /* Flag instructions, BOUND, hints, fences, cache-line instructions, RDRAND (SDM vol 2). */
 #include "interp/int.h"
 
+#include "memory/feed.h"
+
 static void op_nop(Cpu *c, const Insn *in) {}
 static void op_clc(Cpu *c, const Insn *in) { c->cc &= ~(u64)FL_CF; }
 static void op_stc(Cpu *c, const Insn *in) { c->cc |= FL_CF; }
@@ -31,8 +33,12 @@ static void op_cache_line(Cpu *c, const Insn *in) { mem_probe(c, in->seg, insn_e
 /* CF says that a number was ready; the other flags are cleared. */
 static void op_rdrand(Cpu *c, const Insn *in) {
     u64 v = 0;
-    fpu_park(c);
-    bool ok = machine_random(c->machine, &v);
+    bool ok = true;
+    if (!feed_take(c->feed, FEED_RANDOM, 0, 8, &v)) {
+        fpu_park(c);
+        ok = machine_random(c->machine, &v);
+        if (ok) feed_put(c->feed, FEED_RANDOM, 0, 8, v);
+    }
     set_n(c, in->rm, ok ? v : 0, in->osz);
     c->cc = ok ? FL_CF : 0;
 }

@@ -2,6 +2,7 @@
  * PKRU (Intel SDM vol 2). */
 #include "interp/sys.h"
 #include "apic/apic.h"
+#include "memory/feed.h"
 
 #include <Zydis/Zydis.h>
 
@@ -36,13 +37,20 @@ static void op_wrmsr(Cpu *c, const Insn *in) {
 static void check_tsd(Cpu *c) {
     if ((c->cr4 & CR4_TSD) && c->cpl != 0 && (c->cr0 & CR0_PE)) exc_gp0(c);
 }
+static u64 tsc_now(Cpu *c) {
+    u64 v = 0;
+    if (feed_take(c->feed, FEED_TSC, 0, 8, &v)) return v;
+    v = cpu_read_tsc(c);
+    feed_put(c->feed, FEED_TSC, 0, 8, v);
+    return v;
+}
 static void op_rdtsc(Cpu *c, const Insn *in) {
     check_tsd(c);
-    set_edx_eax(c, cpu_read_tsc(c));
+    set_edx_eax(c, tsc_now(c));
 }
 static void op_rdtscp(Cpu *c, const Insn *in) {
     check_tsd(c);
-    set_edx_eax(c, cpu_read_tsc(c));
+    set_edx_eax(c, tsc_now(c));
     c->r[R_RCX] = (u32)c->tsc_aux;
 }
 static void op_rdpid(Cpu *c, const Insn *in) { REG64(c, in->rm) = (u32)c->tsc_aux; }

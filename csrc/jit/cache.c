@@ -1,5 +1,6 @@
 /* Memory of the translator: the code cache, mapped twice (writable and executable), its bookkeeping, and the stubs
  * that all translations share. */
+#include "jit/lockstep.h"
 #include "jit/trans.h"
 
 #include <cpuid.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "cpu/fpu.h"
+#include "memory/state.h"
 
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x10u
@@ -53,7 +55,8 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     *why = jit_unsupported();
     if (*why) return NULL;
     Jit *j = calloc(1, sizeof *j);
-    if (!j || !map_all(j) || !jit_pairs_init(c, j)) {
+    if (j && c->machine->lockstep) j->lockstep = calloc(1, sizeof *j->lockstep);
+    if (!j || !map_all(j) || !jit_pairs_init(c, j) || (c->machine->lockstep && !j->lockstep)) {
         *why = "no memory for the code cache";
         free(j);
         return NULL;
@@ -75,6 +78,7 @@ void jit_free(struct Jit *j) {
     for (unsigned i = 0; i < 2; i++) free(j->filled[i].v);
     free(j->codes);
     jit_pairs_free(j);
+    free(j->lockstep);
     munmap(j->arena, JIT_ARENA_BYTES);
     if (j->rw != j->rx) munmap((void *)j->rx, JIT_CODE_BYTES);
     munmap(j->rw, JIT_CODE_BYTES);

@@ -76,6 +76,7 @@ typedef struct Jit {
     u32 interp_flushes; /* Interp.flushes seen */
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
+    bool handled;   /* the last time it was left without an exit: behind what a handler did, or for an unknown target */
     const u8 *enter, *exit, *leave_now, *helper, *fault, *find_target, *target_missed;
     char *stacks; /* guard page, return addresses; guard page, signal stack */
     JitMode *modes[JIT_MODES];
@@ -85,8 +86,7 @@ typedef struct Jit {
     ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
     u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
     JitStats stats;
-    u32 lockstep_tick;
-    StoreLog stores; /* of lock-step */
+    struct Lockstep *lockstep;
 } Jit;
 
 /* Why this host cannot run translated code (BMI2, LAHF); NULL: it can. */
@@ -95,7 +95,7 @@ const char *jit_unsupported(void);
 struct Jit *jit_new(Cpu *c, const char **why);
 void jit_free(struct Jit *j);
 void jit_run(Cpu *c);          /* like interp_run() */
-void jit_run_lockstep(Cpu *c); /* the same, comparing with the interpreter block by block */
+void jit_run_lockstep(Cpu *c); /* the same, comparing with the interpreter */
 void jit_run_block(Cpu *c);    /* translates the block at rip and enters it once, for tests */
 
 /* translate.c: makes b->code; false: this block stays interpreted. FPU parked. */
@@ -113,6 +113,11 @@ void jit_make_common(Cpu *c, Jit *j);
 
 /* run.c: the functions translated code calls */
 void jit_bind(Cpu *c);
+Block *jit_find(Cpu *c);  /* the block at rip, or NULL */
+bool jit_flushed(Cpu *c); /* the interpreter dropped all blocks: so does the translator */
+bool jit_wanted(Cpu *c);  /* must the vCPU look at what is pending? */
+bool jit_can_enter(const Cpu *c, const Block *b);
+JitExit *jit_enter(Cpu *c, Block *b); /* the exit it left through, if that may be linked */
 
 /* links.c */
 void jit_link(Cpu *c, JitExit *x, Block *b);

@@ -4,6 +4,7 @@
  * A flush of that page takes them back; what was reached through global pages survives a CR3 write. Links inside a
  * page need no such care: whoever runs in a page runs in the mapping it was entered through. */
 #include "jit/jit.h"
+#include "cpu/fpu.h"
 #include "mmu/tlb.h"
 
 #include <stdlib.h>
@@ -45,8 +46,9 @@ static bool block_global(Cpu *c, const Block *b) {
     return b->ram_off2 == ~0ull || page_global(c, b->rip + PAGE_SIZE);
 }
 
-static void list_add(ExitList *l, JitExit *x) {
+static void list_add(Cpu *c, ExitList *l, JitExit *x) {
     if (l->n == l->max) {
+        fpu_park(c); /* realloc() copies with vector registers */
         u32 max = l->max ? 2 * l->max : 1024;
         JitExit **v = realloc(l->v, max * sizeof *v);
         if (!v) return;
@@ -64,7 +66,7 @@ void jit_link(Cpu *c, JitExit *x, Block *b) {
         page_note(j, b->rip);
         x->second = b->ram_off2 == ~0ull ? b->rip : b->rip + PAGE_SIZE;
         page_note(j, x->second);
-        if (!x->listed) list_add(&j->filled[block_global(c, b)], x);
+        if (!x->listed) list_add(c, &j->filled[block_global(c, b)], x);
         if (!x->listed) return; /* no memory to remember it */
     } else if (b->ram_off2 != ~0ull) {
         return; /* its second page must be looked at every time */

@@ -1,201 +1,390 @@
-/* Lock-step: every block by the interpreter first, then by its translation from the same state, and both results
- * compared (CORE 17). For tests (`-accel dbt,lockstep=on`): slow, and a difference ends the program with both sides
- * printed.
+/* Lock-step: a chain of blocks by the interpreter first, then by the translator from the same state, and both results
+ * compared (CORE 17). For tests (`-accel dbt,lockstep=block|chain`): slow, and a difference ends the program with both
+ * sides printed.
  *
+ * A chain is one block, or up to 50 until the next poll that would leave, with links and jump caches at work.
  * The interpreter runs with a TLB that never hits, so that all its stores come through the MMU, which logs what they
- * overwrite. What reaches a device or reads a clock cannot be done twice: then the interpreter's result stands. */
+ * overwrite. What devices, clock and random numbers answered is recorded, and the translator is fed with it. Then
+ * memory and registers are set back. In this mode every translation announces itself when it is entered, by whatever
+ * way control came: there the state is compared with the interpreter's at the same instruction, and the chain is ended
+ * at the instruction where the interpreter ended it.
+ *
+ * Interrupts wait until a chain is over. Memory may be changed meanwhile by devices or other vCPUs; so a
+ * difference counts if the interpreter, run once more, agrees with itself. */
 #include "jit/lockstep.h"
 
-#include "cpu/fpu.h"
+#include "decode/disasm.h"
 #include "interp/int.h"
 #include "interp/trace.h"
+#include "memory/state.h"
 
 #include <stdlib.h>
 
 #include <Zydis/Mnemonic.h>
 
-enum { ALWAYS = 16, SOMETIMES = 255, NONE = 0xffff };
+enum { ALWAYS = 16, SOMETIMES = 255 };
 
-/* What a block may change besides memory. */
-typedef struct Outcome {
-    u64 r[R_RIP + 1], cc, flags, fip, fdp, cr2;
-    u32 vector, error;
-    u16 fop;
-    bool unmasked;
-    u64 kernel_gs_base, ea_base[6];
-    Segment seg[SEG_COUNT];
-    u8 fpu[XSAVE_BYTES];
-} Outcome;
+/* The log of stores */
 
-static void take(Cpu *c, Outcome *o, u32 vector) {
-    fpu_ensure_live(c); /* through the host's registers once, as the other side's */
-    fpu_park(c);
-    fpu_copy(o->r, c->r, sizeof o->r);
-    o->cc = c->cc, o->flags = c->flags;
-    o->fip = c->fpu.fip, o->fdp = c->fpu.fdp, o->fop = c->fpu.fop;
-    o->unmasked = c->fpu.x87_unmasked;
-    o->vector = vector;
-    o->error = vector == NONE || !c->exc.has_error ? 0 : c->exc.error;
-    o->cr2 = vector == EXC_PF ? c->exc.addr : 0;
-    o->kernel_gs_base = c->kernel_gs_base;
-    fpu_copy(o->ea_base, c->ea_base, sizeof o->ea_base);
-    fpu_copy(o->seg, c->seg, sizeof o->seg);
-    fpu_copy(o->fpu, c->fpu.area, XSAVE_BYTES);
+static void write_back(Cpu *c, u8 *p, const u8 *bytes, unsigned n) {
+    bool same = true;
+    for (unsigned i = 0; i < n; i++) same &= p[i] == bytes[i];
+    if (same) return;
+    fpu_copy(p, bytes, n);
+    ram_store_after(c->machine, c, (u64)(p - c->machine->ram_base), n);
 }
 
-static void give(Cpu *c, const Outcome *o) {
-    fpu_park(c);
-    fpu_copy(c->r, o->r, sizeof o->r);
-    c->cc = o->cc, c->flags = o->flags;
-    c->fpu.fip = o->fip, c->fpu.fdp = o->fdp, c->fpu.fop = o->fop;
-    c->fpu.x87_unmasked = o->unmasked;
-    c->kernel_gs_base = o->kernel_gs_base;
-    fpu_copy(c->ea_base, o->ea_base, sizeof o->ea_base);
-    fpu_copy(c->seg, o->seg, sizeof o->seg);
-    fpu_copy(c->fpu.area, o->fpu, XSAVE_BYTES);
+static void stores_keep(StoreLog *l) {
+    for (u32 i = 0; i < l->n; i++) fpu_copy(l->e[i].after, l->e[i].p, l->e[i].n);
+}
+static void stores_undo(Cpu *c, const StoreLog *l) {
+    for (u32 i = l->n; i--;) write_back(c, l->e[i].p, l->e[i].before, l->e[i].n);
+}
+static void stores_redo(Cpu *c, const StoreLog *l) {
+    for (u32 i = 0; i < l->n; i++) write_back(c, l->e[i].p, l->e[i].after, l->e[i].n);
+}
+static bool stores_same(const StoreLog *l) {
+    for (u32 i = 0; i < l->n; i++)
+        for (unsigned b = 0; b < l->e[i].n; b++)
+            if (l->e[i].p[b] != l->e[i].after[b]) return false;
+    return true;
 }
 
-/* Exchanges what lies at the logged places with what the log holds: undoes, or does again. */
-static void swap_stores(StoreLog *l, bool undo) {
-    for (u32 k = 0; k < l->n; k++) {
-        u32 i = undo ? l->n - 1 - k : k;
-        for (unsigned b = 0; b < l->e[i].n; b++) {
-            u8 t = l->e[i].p[b];
-            l->e[i].p[b] = l->e[i].bytes[b];
-            l->e[i].bytes[b] = t;
-        }
+/* Counting instructions */
+
+static u64 address_of(const Block *b, u32 i) {
+    u64 rip = b->rip;
+    for (u32 k = 0; k < i; k++) rip += b->insn[k].len;
+    return b->mode & MODE_CS64 ? rip : (u32)rip;
+}
+
+static bool in_block(const Cpu *c, const Block *b) { return b && c->cur >= b->insn && c->cur < b->insn + b->n; }
+
+/* An exception left the running block at Cpu.cur. */
+static void count_raised(const Cpu *c, Lockstep *l) {
+    if (in_block(c, l->running)) l->done -= l->running->n - (u32)(c->cur - l->running->insn);
+}
+
+/* Translated code has left: behind the running block, behind an instruction in it that a handler did, or before one
+ * whose check failed. */
+static void count_left(const Cpu *c, Lockstep *l) {
+    const Block *b = l->running;
+    const Jit *j = c->jit;
+    l->running = NULL;
+    if (!b) return;
+    if (j->interpret) {
+        for (u32 i = 0; i < b->n; i++)
+            if (address_of(b, i) == c->r[R_RIP]) {
+                l->done -= b->n - i;
+                return;
+            }
+    } else if (j->handled && in_block(c, b)) {
+        u32 i = (u32)(c->cur - b->insn) + 1;
+        if (i < b->n && address_of(b, i) == c->r[R_RIP]) l->done -= b->n - i;
     }
 }
 
-/* Every place written holds the same as after the interpreter's turn: the last entry of a place has it. */
-static bool same_stores(const StoreLog *l) {
-    for (u32 i = l->n; i--;)
-        for (unsigned b = 0; b < l->e[i].n; b++) {
-            const u8 *p = l->e[i].p + b;
-            bool later = false;
-            for (u32 k = i + 1; k < l->n && !later; k++) later = p >= l->e[k].p && p < l->e[k].p + l->e[k].n;
-            if (!later && *p != l->e[i].bytes[b]) return false;
-        }
-    return true;
-}
+/* The interpreter's turn */
 
 static bool repeatable(const Block *b) {
-    if (b->system || b->checked || !b->code) return false;
-    for (unsigned i = 0; i < b->n; i++) switch (b->insn[i].op) {
-        case ZYDIS_MNEMONIC_RDTSC:
-        case ZYDIS_MNEMONIC_RDTSCP:
-        case ZYDIS_MNEMONIC_RDRAND:
-        case ZYDIS_MNEMONIC_RDSEED:
-        case ZYDIS_MNEMONIC_RDMSR: return false;
-        default: break;
-        }
+    if (b->system) return false;
+    for (unsigned i = 0; i < b->n; i++)
+        if (b->insn[i].op == ZYDIS_MNEMONIC_RDMSR) return false;
     return true;
 }
 
-/* Runs one side; the vector of the exception it raised, or NONE. */
-static NOINLINE u32 run_side(Cpu *c, Block *b, void (*side)(Cpu *c, Block *b)) {
+static void begin_block(Lockstep *l, const Block *b) {
+    l->running = b;
+    l->done += b->n;
+}
+
+static void note_point(const Cpu *c, Lockstep *l, const Block *b) {
+    ChainPoint *p = &l->points[l->n_points++];
+    p->block = b;
+    p->done = l->done;
+    p->exact = !l->torn;
+    p->cc = c->cc;
+    fpu_copy(p->r, c->r, sizeof p->r);
+}
+
+static void interpret_chain(Cpu *c) {
+    Lockstep *l = c->jit->lockstep;
+    u32 mode = c->mode, gen = c->lookup_gen, flushes = c->interp->flushes;
+    while (l->n_points < l->max_blocks && !cpu_wanted(c) && l->stores.n < STORE_LOG_MAX / 2) {
+        Block *b = jit_find(c);
+        if (!b || !repeatable(b)) return;
+        note_point(c, l, b);
+        begin_block(l, b);
+        b->hits++;
+        block_exec(c, b);
+        l->running = NULL;
+        l->torn = false;
+        l->useless |= c->mode != mode || c->lookup_gen != gen || c->interp->flushes != flushes;
+        if (l->useless) return;
+    }
+}
+
+/* The translator's turn */
+
+/* Is the state the interpreter's, where that began a block? */
+static bool follows(const Cpu *c, Lockstep *l, u64 live) {
+    while (l->at < l->n_points && l->points[l->at].done < l->done) l->at++;
+    if (l->at == l->n_points || l->points[l->at].done != l->done) return true;
+    const ChainPoint *p = &l->points[l->at];
+    bool same = !p->exact || !((p->cc ^ c->cc) & live);
+    for (unsigned i = 0; i <= R_RIP; i++) same &= p->r[i] == c->r[i];
+    if (same) return true;
+    l->wrong = p;
+    l->wrong_cc = c->cc;
+    fpu_copy(l->wrong_r, c->r, sizeof l->wrong_r);
+    return false;
+}
+
+/* Called by a translation that was entered; `leave` keeps it from going on. */
+void lockstep_entered(Cpu *c, const Insn *in) {
+    const Announcement *a = (const void *)in;
+    const Block *b = a->block;
+    Jit *j = c->jit;
+    Lockstep *l = j->lockstep;
+    if (!l->on) return;
+    l->running = NULL;
+    if (!follows(c, l, a->live) || l->done + b->n > l->target) {
+        l->end_live = l->done < l->target ? 0 : a->live;
+        j->leave = true;
+        return;
+    }
+    begin_block(l, b);
+    l->entered++;
+}
+
+static void interpret_some(Cpu *c, Lockstep *l, Block *b, u32 n) {
+    c->jit->interpret = false;
+    begin_block(l, b);
+    c->interp->running = b;
+    for (const Insn *in = b->insn; in < b->insn + n; in++) {
+        c->cur = in;
+        c->r[R_RIP] += in->len;
+        in->fn(c, in);
+    }
+    c->interp->running = NULL;
+    l->running = NULL;
+    l->done -= b->n - n;
+}
+
+static void translate(Cpu *c, Block *b) {
+    if (b->code || !jit_eligible(c, b)) return;
+    fpu_park(c);
+    jit_translate(c, b);
+}
+
+static void translate_chain(Cpu *c) {
+    Jit *j = c->jit;
+    Lockstep *l = j->lockstep;
+    bool links = c->machine->lockstep == LOCKSTEP_CHAIN && !log_on(LOG_NOCHAIN);
+    JitExit *from = NULL;
+    while (!l->wrong) {
+        if (l->done >= l->target && l->want.vector == NO_VECTOR) return;
+        jit_take_flushes(c);
+        c->poll = 0;
+        Block *b = jit_find(c);
+        l->useless = jit_flushed(c) || !jit_room(j) || !b;
+        if (l->useless || l->done >= l->target) return;
+        translate(c, b);
+        u32 room = l->target - l->done;
+        if (!jit_can_enter(c, b) || b->n > room) {
+            from = NULL;
+            interpret_some(c, l, b, b->n > room ? room : b->n);
+            continue;
+        }
+        if (links && from) jit_link(c, from, b);
+        else if (links) jit_cache_fill(c, b);
+        from = jit_enter(c, b);
+        count_left(c, l);
+    }
+}
+
+/* Both */
+
+/* Runs one side; the vector of the exception it raised, or NO_VECTOR. */
+static NOINLINE u32 run_once(Cpu *c, void (*side)(Cpu *c)) {
     void *jmp[5];
-    u32 vector = NONE;
+    u32 vector = NO_VECTOR;
     for (unsigned i = 0; i < 5; i++) jmp[i] = c->jmp[i];
     if (__builtin_setjmp(c->jmp)) vector = c->exc.vector;
-    else side(c, b);
+    else side(c);
     for (unsigned i = 0; i < 5; i++) c->jmp[i] = jmp[i];
     interp_begin(c);
     return vector;
 }
 
-static void by_interpreter(Cpu *c, Block *b) { block_exec(c, b); }
-
-static const char *difference(const Outcome *a, const Outcome *b) {
-    if (a->vector != b->vector || a->error != b->error || a->cr2 != b->cr2) return "exception";
-    for (unsigned i = 0; i <= R_RIP; i++)
-        if (a->r[i] != b->r[i]) return "register";
-    if (a->flags != b->flags || (a->vector == NONE && a->cc != b->cc)) return "flags";
-    for (unsigned i = 0; i < SEG_COUNT; i++)
-        if (a->seg[i].base != b->seg[i].base || a->seg[i].sel != b->seg[i].sel) return "segment register";
-    if (a->kernel_gs_base != b->kernel_gs_base) return "GS base";
-    if (a->fop != b->fop || a->fip != b->fip || a->fdp != b->fdp) return "x87 pointers";
-    for (unsigned i = 0; i < XSAVE_BYTES; i++) {
-        bool hosts = i >= FX_FOP && i < FX_MXCSR; /* the host's pointers */
-        if (!hosts && a->fpu[i] != b->fpu[i]) return "FPU state";
+/* The same, going on where a block wrote to itself. `end`: how far it came, the block it was in included. */
+static u32 run_side(Cpu *c, void (*side)(Cpu *c), u32 *end) {
+    Lockstep *l = c->jit->lockstep;
+    l->done = 0;
+    l->running = NULL;
+    for (;;) {
+        u32 vector = run_once(c, side);
+        *end = l->done;
+        if (vector == NO_VECTOR) return vector;
+        count_raised(c, l);
+        bool own_code = l->running && !l->running->tag;
+        l->running = NULL;
+        if (vector != EXC_RESTART) return vector;
+        l->torn = true;
+        if (!own_code) l->useless = true;
+        if (l->useless) return vector;
     }
-    return NULL;
 }
 
-static void print_outcome(const char *who, const Outcome *o) {
-    log_printf("%s: exception %x error %x cr2 %lx flags %lx cc %lx\n", who, o->vector, o->error, (unsigned long)o->cr2,
-               (unsigned long)o->flags, (unsigned long)o->cc);
-    for (unsigned i = 0; i <= R_RIP; i++) log_printf(" %016lx%s", (unsigned long)o->r[i], i % 4 == 3 ? "\n" : "");
-    log_printf("\n");
+static u32 interpret(Cpu *c, StoreLog *log, u32 *end) {
+    Lockstep *l = c->jit->lockstep;
+    log->n = 0;
+    log->full = false;
+    l->n_points = 0;
+    l->torn = false;
+    c->stores = log;
+    cpu_update_mode(c); /* the TLB that never hits */
+    c->feed = &l->feed;
+    u32 vector = run_side(c, interpret_chain, end);
+    c->stores = NULL;
+    c->feed = NULL;
+    cpu_update_mode(c);
+    return vector;
 }
 
-static void print_bytes(const char *what, const u8 *p, u64 n) {
-    log_printf("%s:", what);
-    for (u64 i = 0; i < n; i++) log_printf(" %02x", p[i]);
-    log_printf("\n");
+/* From the same state: does the interpreter come to the same result again? */
+static bool agrees_with_itself(Cpu *c, Lockstep *l, u32 done) {
+    u32 end;
+    stores_undo(c, &l->stores);
+    outcome_give(c, &l->before);
+    l->max_blocks = l->n_points;
+    l->feed.at = 0;
+    l->feed.different = false;
+    outcome_take(c, &l->again, interpret(c, &l->stores_again, &end));
+    bool same = !l->useless && !l->feed.different && l->done == done && stores_same(&l->stores) &&
+                !outcome_difference(&l->want, &l->again, FL_CC);
+    stores_undo(c, &l->stores_again);
+    return same;
 }
 
-static _Noreturn void report(Cpu *c, const Block *b, const char *what, const Outcome *before, const Outcome *want,
-                             const Outcome *got) {
+static const char *verdict(const Lockstep *l, u32 done, u64 flags) {
+    if (l->wrong) return "state at a block's begin";
+    if (l->feed.different || l->feed.at != l->feed.n) return "access to a device";
+    const char *what = outcome_difference(&l->want, &l->got, flags);
+    if (!what && l->done != done) what = "number of instructions";
+    return what || stores_same(&l->stores) ? what : "memory";
+}
+
+static void print_code(const char *title, unsigned bits, u64 rip, const u8 *p, u64 n) {
+    log_printf("%s:\n", title);
+    for (u64 i = 0; i < n;) {
+        char text[96];
+        int len = disasm(bits, rip + i, p + i, (unsigned)(n - i), text, sizeof text);
+        log_printf("  0x%08lx:  %s\n", (unsigned long)(rip + i), text);
+        i += len > 0 ? (unsigned)len : 1;
+    }
+}
+
+static void print_block(const Cpu *c, const Block *b) {
+    u64 room = PAGE_SIZE - (b->ram_off & ~PAGE_MASK), n = b->size < room ? b->size : room;
     const JitCode *k = b->code;
+    log_printf("block at %lx, mode %x, %u instructions\n", (unsigned long)b->rip, b->mode, b->n);
+    print_code("guest code", b->mode & MODE_CS64 ? 64 : 32, b->rip, machine_ram_host(c->machine, b->ram_off), n);
+    if (k) print_code("host code", 64, (u64)k->entry, k->entry, k->end - (u64)(k->entry - c->jit->rx));
+}
+
+static _Noreturn void report(Cpu *c, const Lockstep *l, const char *what, u32 done) {
     fpu_park(c);
-    log_printf("lockstep: %s differs in the block at %lx, mode %x\n", what, (unsigned long)b->rip, b->mode);
-    print_outcome("before", before);
-    print_outcome("interpreted", want);
-    print_outcome("translated", got);
-    print_bytes("guest code", machine_ram_host(c->machine, b->ram_off), b->size);
-    if (k) print_bytes("host code", k->entry, k->end - (u64)(k->entry - c->jit->rx));
+    log_printf("lockstep: %s differs in the chain at %lx: %u of %u instructions\n", what,
+               (unsigned long)l->before.r[R_RIP], l->done, done);
+    outcome_print("before", &l->before);
+    outcome_print("interpreted", &l->want);
+    outcome_print("translated", &l->got);
+    u32 first = 0, last = l->n_points;
+    if (l->wrong) {
+        log_printf("interpreted and translated at the begin of %lx: cc %lx %lx\n", (unsigned long)l->wrong->r[R_RIP],
+                   (unsigned long)l->wrong->cc, (unsigned long)l->wrong_cc);
+        for (unsigned i = 0; i <= R_RIP; i++)
+            log_printf(" %016lx %016lx%s\n", (unsigned long)l->wrong->r[i], (unsigned long)l->wrong_r[i],
+                       l->wrong->r[i] == l->wrong_r[i] ? "" : "  <--");
+        last = (u32)(l->wrong - l->points) + 1;
+        first = last > 2 ? last - 2 : 0;
+    }
+    for (u32 i = first; i < last; i++) print_block(c, l->points[i].block);
     abort();
 }
 
-/* One side after the other; the interpreter's result stays. True: compared, and equal. */
-static u32 both(Cpu *c, Block *b, void (*translated)(Cpu *c, Block *b)) {
+/* One side after the other; the interpreter's result stays. The vector it ended with. */
+static u32 both(Cpu *c) {
     Jit *j = c->jit;
-    StoreLog *log = &j->stores;
-    Outcome before, want, got;
-    TlbEntry *tlb = c->tlb;
-    u64 io = c->n_pio + c->n_mmio, count = c->icount;
-    u32 gen = c->lookup_gen, mode = c->mode;
-    take(c, &before, NONE);
-    log->n = 0;
-    log->full = false;
-    c->tlb = tlb_never;
-    c->stores = log;
-    u32 vector = run_side(c, b, by_interpreter);
-    c->stores = NULL;
-    if (c->mode == mode) c->tlb = tlb;
-    take(c, &want, vector);
-    if (log->full || !b->code || c->n_pio + c->n_mmio != io || c->lookup_gen != gen || c->mode != mode ||
-        vector == EXC_RESTART || c->pending)
-        return vector;
+    Lockstep *l = j->lockstep;
+    u64 count = c->icount;
+    u32 end;
+    outcome_take(c, &l->before, NO_VECTOR);
+    l->useless = false;
+    l->wrong = NULL;
+    l->at = l->entered = 0;
+    l->feed.n = l->feed.at = 0;
+    l->feed.replay = l->feed.full = l->feed.different = false;
+    u32 vector = interpret(c, &l->stores, &l->target), done = l->done;
+    bool exact = !l->torn && vector == NO_VECTOR;
+    outcome_take(c, &l->want, vector);
+    if (l->useless || !l->n_points || l->stores.full || l->feed.full) return vector;
     u64 counted = c->icount;
     ExcState exc = c->exc;
-    swap_stores(log, true);
-    give(c, &before);
+    stores_keep(&l->stores);
+    stores_undo(c, &l->stores);
+    outcome_give(c, &l->before);
     c->icount = count;
-    vector = run_side(c, b, translated);
-    take(c, &got, vector);
-    bool comparable = !c->pending && !j->interpret && c->n_pio + c->n_mmio == io;
-    if (comparable) {
-        const char *what = same_stores(log) ? difference(&want, &got) : "memory";
-        if (what) report(c, b, what, &before, &want, &got);
-        j->stats.compared++;
-    } else {
-        swap_stores(log, false);
-    }
+    l->feed.replay = true;
+    c->feed = &l->feed;
+    l->on = true;
+    l->end_live = FL_CC;
+    outcome_take(c, &l->got, run_side(c, translate_chain, &end));
+    l->on = false;
+    c->feed = NULL;
     j->interpret = false;
-    give(c, &want);
+    const char *what = l->useless ? NULL : verdict(l, done, exact ? l->end_live : 0);
+    if (!l->useless && !what) j->stats.compared += l->entered;
+    if (what && agrees_with_itself(c, l, done)) report(c, l, what, done);
+    if (what)
+        log_printf("lockstep: %s in the chain at %lx came from outside\n", what, (unsigned long)l->before.r[R_RIP]);
+    stores_redo(c, &l->stores);
+    outcome_give(c, &l->want);
     c->icount = counted;
     c->exc = exc;
-    return want.vector;
+    return vector;
 }
 
-void lockstep_block(Cpu *c, Block *b, void (*translated)(Cpu *c, Block *b)) {
-    bool look = repeatable(b) && (b->hits < ALWAYS || (++c->jit->lockstep_tick & SOMETIMES) == 0);
-    b->hits++;
-    if (!look) {
-        block_exec(c, b);
-        return;
+static void run_chain(Cpu *c) {
+    Lockstep *l = c->jit->lockstep;
+    l->max_blocks = c->machine->lockstep == LOCKSTEP_CHAIN ? 1 + l->tick % CHAIN_MAX : 1;
+    c->hold = true;
+    u32 vector = both(c);
+    c->hold = false;
+    if (vector != NO_VECTOR) __builtin_longjmp(c->jmp, 1);
+}
+
+void jit_run_lockstep(Cpu *c) {
+    Lockstep *l = c->jit->lockstep;
+    interp_begin(c);
+    for (;;) {
+        Block *b = NULL;
+        jit_take_flushes(c);
+        if (unlikely(!jit_room(c->jit))) interp_flush_all(c);
+        if (likely(!jit_wanted(c))) b = jit_find(c);
+        jit_flushed(c);
+        if (!b) {
+            if (run_special(c, c->interp)) return;
+            continue;
+        }
+        translate(c, b);
+        if (b->code && repeatable(b) && (b->hits < ALWAYS || (++l->tick & SOMETIMES) == 0)) {
+            run_chain(c);
+        } else {
+            b->hits++;
+            block_exec(c, b);
+        }
+        if (c->halted) return;
     }
-    if (both(c, b, translated) != NONE) __builtin_longjmp(c->jmp, 1);
 }

@@ -3,8 +3,45 @@
 #define QPY_JIT_LOCKSTEP_H
 
 #include "jit/jit.h"
+#include "jit/outcome.h"
+#include "memory/feed.h"
 
-/* Executes one block; `translated` enters its translation once, without links. May raise. */
-void lockstep_block(Cpu *c, Block *b, void (*translated)(Cpu *c, Block *b));
+/* Values of Machine.lockstep, beginning with off. */
+enum { LOCKSTEP_BLOCK = 1, LOCKSTEP_CHAIN = 2 };
+enum { CHAIN_MAX = 50 }; /* blocks */
+
+/* The state where the interpreter began a block. */
+typedef struct ChainPoint {
+    const Block *block;
+    u32 done;   /* instructions so far */
+    bool exact; /* the arithmetic flags are known there */
+    u64 r[R_RIP + 1], cc;
+} ChainPoint;
+
+typedef struct Lockstep {
+    bool on;      /* a chain is being translated and run */
+    bool useless; /* this chain cannot be compared */
+    bool torn;    /* the last block was left in the middle: its code was written to */
+    u32 tick, max_blocks;
+    u32 done, target;     /* instructions, those of the block being run included; where the translator is to stop */
+    const Block *running; /* NULL: between blocks */
+    u32 entered;          /* translations */
+    u64 end_live;         /* arithmetic flags that may be read where the chain ends */
+    u32 n_points, at;
+    const ChainPoint *wrong; /* the first block at whose begin the translator had another state */
+    ChainPoint points[CHAIN_MAX];
+    u64 wrong_r[R_RIP + 1], wrong_cc;
+    Outcome before, want, got, again;
+    Feed feed;
+    StoreLog stores, stores_again;
+} Lockstep;
+
+/* What translations do first: a call of lockstep_entered(). */
+typedef struct Announcement {
+    Insn insn;
+    const Block *block;
+    u64 live; /* arithmetic flags it may read; ways to it may have clobbered the others */
+} Announcement;
+void lockstep_entered(Cpu *c, const Insn *in);
 
 #endif

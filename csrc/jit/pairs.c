@@ -57,8 +57,8 @@ void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     asm_jmp(a, (u64)j->leave_now);
 }
 
-/* r14 == rip, or on to `miss`; with `poll` also if somebody wants the vCPU. */
-static void compare(Trans *t, u64 rip, bool poll, const u8 *miss) {
+/* r14 == rip, or on to `miss`. */
+static void compare(Trans *t, u64 rip, const u8 *miss) {
     Asm *a = &t->a;
     if (!t->wide || (i64)rip == (i32)rip) {
         asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, rip);
@@ -67,12 +67,10 @@ static void compare(Trans *t, u64 rip, bool poll, const u8 *miss) {
         asm_rm(a, E_W, MAP_1, 0x3b, R14, rm_reg(R15));
     }
     asm_jcc(a, 5, (u64)miss);
-    if (!poll) return;
-    asm_rm(a, 0, MAP_1, 0x83, 7, rm_abs(&t->c->poll)), put1(a, 0);
-    asm_jcc(a, 5, (u64)miss);
 }
 
-/* The same without touching RFLAGS. Addresses that meet here are equal or far apart, and the poll word is 0 or 1. */
+/* The same without touching RFLAGS, with `poll` also if somebody wants the vCPU. Addresses that meet here are equal or
+ * far apart, and the poll word is 0 or 1. */
 static void compare_keeping(Trans *t, u64 rip, bool poll, const u8 *miss) {
     Asm *a = &t->a;
     unsigned from = R14;
@@ -95,14 +93,13 @@ static void compare_keeping(Trans *t, u64 rip, bool poll, const u8 *miss) {
 }
 
 void emit_found(Trans *t) {
-    const u8 *miss = t->jit->target_missed;
     t->code->found = (const u8 *)asm_here(&t->a);
-    if (t->guest[0].live) compare_keeping(t, t->b->rip, true, miss);
-    else compare(t, t->b->rip, true, miss);
+    /* RFLAGS must survive even if this block overwrites them: the way may lead on to another that does not. */
+    compare_keeping(t, t->b->rip, true, t->jit->target_missed);
 }
 
 void emit_return_site(Trans *t, u64 rip, u16 live) {
     const u8 *miss = t->jit->find_target;
     if (live) compare_keeping(t, rip, false, miss);
-    else compare(t, rip, false, miss);
+    else compare(t, rip, miss);
 }

@@ -7,7 +7,6 @@
 #include "interp/fpu_ops.h"
 #include "interp/int.h"
 #include "interp/trace.h"
-#include "jit/lockstep.h"
 
 enum { HOT = 12, GROUP_FAILS = 200 };
 
@@ -45,7 +44,7 @@ void jit_bind(Cpu *c) { /* before the shared stubs are made */
 }
 
 /* Translations point into the interpreter's blocks, so both caches are emptied together. */
-static bool flushed(Cpu *c) {
+bool jit_flushed(Cpu *c) {
     if (likely(c->jit->interp_flushes == c->interp->flushes)) return false;
     jit_reset(c);
     return true;
@@ -59,13 +58,13 @@ static void consider(Cpu *c, Block *b) {
 
 /* What is pending may have to wait (interrupts are off): translated code is not to leave for that again and again.
  * Cleared first and looked at second, so that nothing set meanwhile is lost. */
-static bool wanted(Cpu *c) {
+bool jit_wanted(Cpu *c) {
     if (unlikely(c->poll)) __atomic_store_n(&c->poll, 0, __ATOMIC_SEQ_CST);
     return cpu_attention(c);
 }
 
 /* The block at rip, or NULL. */
-static Block *find(Cpu *c) {
+Block *jit_find(Cpu *c) {
     Interp *it = c->interp;
     if (c->mode & MODE_STEP) return NULL;
     u64 rip = c->r[R_RIP];
@@ -85,7 +84,7 @@ static void group_failed(Cpu *c, JitExit *x) {
     jit_drop(c, b);
 }
 
-static JitExit *enter(Cpu *c, Block *b) {
+JitExit *jit_enter(Cpu *c, Block *b) {
     Jit *j = c->jit;
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
@@ -97,6 +96,7 @@ static JitExit *enter(Cpu *c, Block *b) {
     c->icount += b->n; /* what is run by way of links goes uncounted */
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
     c->cc = cc_from_ax((u16)c->jit_ax);
+    j->handled = !r;
     if (!r) return NULL;
     JitExit *x = (JitExit *)(r & ~(u64)JIT_EXIT_BITS);
     c->r[R_RIP] = x->rip;
@@ -108,46 +108,22 @@ static JitExit *enter(Cpu *c, Block *b) {
     return r & JIT_EXIT_POLL || c->mode != mode || c->lookup_gen != gen ? NULL : x;
 }
 
-static bool can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }
+bool jit_can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }
 
 void jit_run_block(Cpu *c) {
     interp_begin(c);
     jit_take_flushes(c);
-    Block *b = find(c);
-    flushed(c);
+    Block *b = jit_find(c);
+    jit_flushed(c);
     if (b && !b->code && jit_eligible(c, b)) {
         fpu_park(c);
         jit_translate(c, b);
     }
-    if (b && can_enter(c, b)) enter(c, b);
+    if (b && jit_can_enter(c, b)) jit_enter(c, b);
     else if (b) block_exec(c, b);
     if (c->jit->interpret) {
         c->jit->interpret = false;
-        block_exec(c, find(c));
-    }
-}
-
-static void enter_once(Cpu *c, Block *b) { enter(c, b); }
-
-void jit_run_lockstep(Cpu *c) {
-    Interp *it = c->interp;
-    interp_begin(c);
-    for (;;) {
-        Block *b = NULL;
-        jit_take_flushes(c);
-        if (unlikely(!jit_room(c->jit))) interp_flush_all(c);
-        if (likely(!wanted(c))) b = find(c);
-        flushed(c);
-        if (!b) {
-            if (run_special(c, it)) return;
-            continue;
-        }
-        if (!b->code && jit_eligible(c, b)) {
-            fpu_park(c);
-            jit_translate(c, b);
-        }
-        lockstep_block(c, b, enter_once);
-        if (c->halted) return;
+        block_exec(c, jit_find(c));
     }
 }
 
@@ -155,17 +131,17 @@ void jit_run(Cpu *c) {
     Interp *it = c->interp;
     JitExit *from = NULL;
     interp_begin(c);
-    flushed(c);
+    jit_flushed(c);
     for (;;) {
         Block *b = NULL;
         jit_take_flushes(c);
         if (unlikely(!jit_room(c->jit))) {
             interp_flush_all(c);
-            flushed(c);
+            jit_flushed(c);
             from = NULL;
         }
-        if (likely(!wanted(c))) b = find(c);
-        if (unlikely(flushed(c))) from = NULL;
+        if (likely(!jit_wanted(c))) b = jit_find(c);
+        if (unlikely(jit_flushed(c))) from = NULL;
         if (unlikely(!b)) {
             from = NULL;
             c->jit->interpret = false;
@@ -173,10 +149,10 @@ void jit_run(Cpu *c) {
             continue;
         }
         if (!b->code) consider(c, b);
-        if (can_enter(c, b)) {
+        if (jit_can_enter(c, b)) {
             if (!from) jit_cache_fill(c, b);
             else if (!log_on(LOG_NOCHAIN)) jit_link(c, from, b);
-            from = enter(c, b);
+            from = jit_enter(c, b);
             if (unlikely(c->halted)) return;
             continue;
         }

@@ -5,6 +5,8 @@
 
 #include "decode/feat.h"
 #include "interp/fpu_ops.h"
+#include "jit/lockstep.h"
+#include "memory/state.h"
 
 bool jit_eligible(const Cpu *c, const Block *b) {
     u32 code = b->mode & (MODE_CS64 | MODE_CS32);
@@ -65,6 +67,17 @@ static void emit_insn(Trans *t) {
     else emit_helper(t); /* REP: the next instruction follows when it is done */
 }
 
+/* Lock-step follows every way into a translation. */
+static void emit_announcement(Trans *t) {
+    Announcement *x = jit_alloc(t->jit, sizeof *x);
+    x->insn.fn = lockstep_entered;
+    x->block = t->b;
+    x->live = t->guest[0].live;
+    asm_imm(&t->a, R15, (u64)&x->insn);
+    asm_imm(&t->a, R14, t->b->rip);
+    asm_call(&t->a, (u64)t->jit->helper);
+}
+
 static bool finish(Trans *t) {
     Block *b = t->b;
     Jit *j = t->jit;
@@ -89,6 +102,7 @@ static void emit_all(Trans *t) {
     t->code->entry = (const u8 *)asm_here(&t->a);
     held_drop(t);
     memset(t->version, 0, sizeof t->version);
+    if (unlikely(t->jit->lockstep)) emit_announcement(t);
     for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
         t->g = &t->guest[t->i];
         group_open(t);

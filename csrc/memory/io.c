@@ -2,6 +2,7 @@
  * guest runs on), the local APIC's page, then Python: guest FPU parked, BQL taken, upcall, BQL released. For the length
  * of the upcall the vCPU counts as being at a safe point. */
 #include "base/bql.h"
+#include "memory/feed.h"
 #include "memory/safepoint.h"
 #include "memory/state.h"
 
@@ -142,7 +143,7 @@ static bool local_access(Cpu *c, u64 gpa, unsigned n, u64 *v, bool write) {
 
 static bool unmapped(Machine *m, u64 gpa) { return machine_range(m, gpa)->kind == RANGE_UNMAPPED; }
 
-u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
+static u64 device_read(Cpu *c, u64 gpa, unsigned n) {
     Machine *m = c->machine;
     u64 v;
     c->n_mmio++;
@@ -154,10 +155,20 @@ u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
     return v & ones(n);
 }
 
+u64 mmio_read(Cpu *c, u64 gpa, unsigned n) {
+    u64 v = 0;
+    if (feed_take(c->feed, FEED_READ, gpa, n, &v)) return v;
+    v = device_read(c, gpa, n);
+    feed_put(c->feed, FEED_READ, gpa, n, v);
+    return v;
+}
+
 void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v) {
     Machine *m = c->machine;
-    c->n_mmio++;
     v &= ones(n);
+    if (feed_take(c->feed, FEED_WRITE, gpa, n, &v)) return;
+    feed_put(c->feed, FEED_WRITE, gpa, n, v);
+    c->n_mmio++;
     if (local_access(c, gpa, n, &v, true)) return;
     if (ring_doorbell(c, true, gpa, n, v) || !m->up.mmio_write || unmapped(m, gpa)) return;
     upcall_begin(c);

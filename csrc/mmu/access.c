@@ -94,7 +94,7 @@ static COLD void log_store(StoreLog *l, u8 *p, unsigned n) {
     }
     l->e[l->n].p = p;
     l->e[l->n].n = (u8)n;
-    copy(l->e[l->n++].bytes, p, n);
+    copy(l->e[l->n++].before, p, n);
 }
 
 static void piece_write(Cpu *c, const Xlat *x, const void *from, unsigned n) {

@@ -4,7 +4,7 @@
 #include "base/bql.h"
 #include "base/log.h"
 #include "cpu/model.h"
-#include "jit/jit.h"
+#include "jit/lockstep.h"
 #include "memory/pagein.h"
 #include "memory/ram_map.h"
 #include "memory/safepoint.h"
@@ -175,7 +175,7 @@ void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t fla
     m->code_cache = code_cache;
     m->one_insn = flags & QPY_DBT_ONE_INSN;
     m->perfmap = flags & QPY_DBT_PERFMAP;
-    m->lockstep = flags & QPY_DBT_LOCKSTEP;
+    m->lockstep = flags & QPY_DBT_LOCKSTEP_CHAIN ? LOCKSTEP_CHAIN : flags & QPY_DBT_LOCKSTEP ? LOCKSTEP_BLOCK : 0;
 }
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel) {
     if (accel != ACCEL_INTERP && (accel != ACCEL_DBT || jit_unsupported())) return -ENOSYS;

@@ -297,7 +297,7 @@ class InterpAccel:
             raise BackendError("cannot reserve address space for guest memory: Cannot allocate memory")
         self._machine = machine
         flags = lib.QPY_DBT_ONE_INSN * config.one_insn_per_tb | lib.QPY_DBT_PERFMAP * perfmap
-        flags |= lib.QPY_DBT_LOCKSTEP * config.lockstep
+        flags |= {"": 0, "block": lib.QPY_DBT_LOCKSTEP, "chain": lib.QPY_DBT_LOCKSTEP_CHAIN}[config.lockstep]
         lib.qpy_machine_set_translator(machine, config.tb_size << 20, flags)
         if seed is not None:
             lib.qpy_machine_set_seed(machine, seed)
