@@ -3,9 +3,12 @@
  * them. At a block's end all are live. */
 #include "jit/trans.h"
 
-static bool masked_count_zero(const Guest *g) {
+/* May the count be zero? */
+static bool count_may_be_zero(const Guest *g) {
     unsigned mask = g->in->osz == 8 ? 63 : 31;
-    return g->zi.raw.imm[0].size ? !(g->zi.raw.imm[0].value.u & mask) : g->zi.opcode >= 0xd2;
+    if (g->zi.raw.imm[0].size) return !(g->zi.raw.imm[0].value.u & mask);
+    bool by_one = g->zi.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && g->zi.opcode < 0xd2;
+    return !by_one; /* by CL */
 }
 
 /* Shifts and rotates leave the flags alone when the count is zero. */
@@ -37,7 +40,7 @@ static bool undefined_are_kept(const ZydisDecodedInstruction *zi) {
 
 static u16 killed(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
-    if (!f || (is_shift(g) && masked_count_zero(g))) return 0;
+    if (!f || (is_shift(g) && count_may_be_zero(g))) return 0;
     u32 k = f->modified | f->set_0 | f->set_1;
     if (!undefined_are_kept(&g->zi)) k |= f->undefined;
     else k &= ~f->undefined;
@@ -47,7 +50,7 @@ static u16 killed(const Guest *g) {
 static u16 used(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
     if (g->in->flags & INF_END) return FL_CC;
-    if (is_shift(g) && masked_count_zero(g)) return FL_CC;
+    if (is_shift(g) && count_may_be_zero(g)) return FL_CC;
     return f ? f->tested & FL_CC : 0;
 }
 

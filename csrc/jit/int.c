@@ -361,10 +361,16 @@ static bool emit_one_byte(Trans *t) {
     }
 }
 
+static bool divides(const Insn *in) { return in->map == 0 && (in->opcode & 0xfe) == 0xf6 && (in->modrm >> 3 & 7) >= 6; }
+
 bool emit_int(Trans *t) {
     const Insn *in = t->g->in;
     if (in->flags & INF_END || in->fn == op_ud) return false;
     if (in->flags & (INF_REP | INF_REPNE)) return false;
+    if (t->x87 && divides(in)) { /* may raise #DE, whose handler may look at the x87 pointers */
+        held_drop_host(t, R15);
+        x87_settle(t);
+    }
     if (in->map == 0) return emit_one_byte(t);
     return in->map == 1 && emit_two_byte(t);
 }

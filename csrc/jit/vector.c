@@ -81,6 +81,7 @@ static bool native_reg(Trans *t) { return put_native(t, false, false, 0); }
 
 static bool native_memory(Trans *t, bool write) {
     if (!address_supported(t)) return false;
+    x87_settle(t); /* it may raise #GP by its alignment */
     emit_address(t, t->g->in->osz, write);
     return put_native(t, true, false, 0);
 }

@@ -2,8 +2,10 @@
 operands across pages, faults, self-modification, string instructions, x87 and SSE, flags live everywhere.
 
 A program runs on a RawGuest. Of 8 pages of its data one is missing and one is read-only. Before an instruction that
-may fault it notes where to go on; the handler mixes vector, error code, address and flags into a log. At the end it
-stores its registers, writes a checksum of data, registers and log to port E9h as one doubleword, and halts.
+may fault it notes where to go on, and whether the arithmetic flags are to be kept: where the next instructions
+overwrite them, they need not be right at a fault (docs/adr/0013). The handler mixes vector, error code, address and
+flags into a log. At the end the program stores its registers, writes a checksum of data, registers and log to port E9h
+as one doubleword, and halts.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ NAMES = {
     64: "rax rcx rdx rbx rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split(),
     32: "eax ecx edx ebx ebp esi edi".split(),
 }
+KEEPS_FLAGS = {"mov", "movups", "fld", "fstp", "movzx", "movsx", "xchg", "lods", "movs", "stos"}
+ALL_FLAGS, WITHOUT_CC = 0xFFFFFFFF, 0xFFFFF72A  # what the handler keeps of RFLAGS
 ALU = "add adc sub sbb and or xor cmp test mov".split()
 
 
@@ -85,7 +89,11 @@ class Program:
 
     def _risky(self, text: str) -> None:
         after = self._label()
-        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}", text, f"{after}:"]
+        keep = text.split()[0] in KEEPS_FLAGS and self.random.random() < 0.4
+        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}",
+                       f"mov dword ptr [{RESUME + 4:#x}], {ALL_FLAGS if keep else WITHOUT_CC:#x}", text, f"{after}:"]
+        if keep:  # they are read
+            self.lines += ["pushf" if self.bits == 32 else "pushfq", f"pop {self.random.choice(self.registers)}"]
 
     def _operand(self, size: int) -> str:
         return self._memory(size) if self.random.random() < 0.4 else self._reg(size)
@@ -313,6 +321,7 @@ def handler(bits: int) -> str:
         lines += [".balign 16", *([] if vector in WITH_ERROR else ["push 0"]), f"push {vector}", "jmp common"]
     a, c, sp, back, at = ("rax", "rcx", "rsp", "iretq", 8) if bits == 64 else ("eax", "ecx", "esp", "iretd", 4)
     lines += ["common:", f"push {a}", f"push {c}", f"mov {a}, [{LOG:#x}]"]
+    lines += [f"mov {c}, [{sp} + {6 * at}]", f"and ecx, [{RESUME + 4:#x}]", f"mov [{sp} + {6 * at}], {c}"]
     for slot in (2, 3, 4, 6):  # vector, error code, RIP, RFLAGS
         lines += [f"rol {a}, 7", f"add {a}, [{sp} + {slot * at}]"]
     lines += [f"mov {c}, cr2", f"rol {a}, 7", f"add {a}, {c}", f"mov [{LOG:#x}], {a}", f"inc dword ptr [{FAULTS:#x}]"]

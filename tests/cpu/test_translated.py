@@ -4,14 +4,22 @@ have them interpreted."""
 from __future__ import annotations
 
 from qemupy._core import lib
-from rawguest import RawGuest
+from rawguest import RawGuest, assemble
 
 DONE_PORT = 0xE9
+RESUME, ENVIRONMENT, HANDLERS = 0x4000, 0x4100, 0x3000
 
 
-def run(code: str) -> RawGuest:
-    """Runs 64-bit code until it writes to DONE_PORT. The caller closes the guest."""
+def run(code: str, faults: tuple[int, ...] = ()) -> RawGuest:
+    """Runs 64-bit code until it writes to DONE_PORT; these faults lead to where RESUME says. The caller closes the
+    guest."""
     guest = RawGuest(accel="dbt")
+    for vector in faults:
+        at = HANDLERS + 64 * vector
+        pop_error = "lea rsp, [rsp + 8]; " if vector == 13 else ""
+        text = f"{pop_error}mov eax, [{RESUME:#x}]; mov [rsp], rax; iretq"
+        guest.put(at, assemble(text, 64, at))
+        guest.gate64(vector, at)
 
     def pio_write(port: int, size: int, value: int) -> None:
         if port == DONE_PORT:
@@ -47,3 +55,50 @@ def test_flags_survive_an_indirect_jump_that_meets_another_target() -> None:
     """
     with run(code) as guest:
         assert (guest.reg("rbx"), guest.reg("rdx")) == (1000, 1000)
+
+
+def test_flags_survive_a_double_shift_by_nothing() -> None:
+    """SHLD by CL leaves the flags alone when the count is zero: the access before it must keep them."""
+    code = """
+        mov edi, 100
+        xor ebx, ebx
+    1:  mov ecx, 32
+        stc
+        mov rdx, [rsp + 0x40]
+        shld esi, edx, cl
+        adc ebx, 0
+        stc
+        mov rdx, [rsp + 0x40]
+        shrd esi, edx, cl
+        adc ebx, 0
+        dec edi
+        jnz 1b
+    """
+    with run(code) as guest:
+        assert guest.reg("rbx") == 200
+
+
+def test_a_fault_of_the_host_finds_the_x87_pointers_there() -> None:
+    """They are stored late, yet before what may raise #DE or, misaligned, #GP."""
+    code = f"""
+        fninit
+        mov ebp, 100
+    1:  mov dword ptr [{RESUME:#x}], offset 2f
+        xor ecx, ecx
+        fld1
+    a:  fstp st(0)
+        div cl
+    2:  fnstenv [{ENVIRONMENT:#x}]
+        mov dword ptr [{RESUME:#x}], offset 3f
+        fld1
+    b:  fstp st(0)
+        paddb xmm0, [{ENVIRONMENT + 1:#x}]
+    3:  fnstenv [{ENVIRONMENT + 32:#x}]
+        lea rsi, [rip + a]
+        lea rdi, [rip + b]
+        dec ebp
+        jnz 1b
+    """
+    with run(code, faults=(0, 13)) as guest:
+        pointers = [guest.get_int(at + 12, 4) for at in (ENVIRONMENT, ENVIRONMENT + 32)]
+        assert pointers == [guest.reg("rsi"), guest.reg("rdi")]
