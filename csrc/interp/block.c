@@ -367,6 +367,11 @@ static bool block_holds(Cpu *c, const Block *b, u64 lin, const u8 *host) {
     return !b->checked || bytes_same(b->bytes + first, host2, b->size - first);
 }
 
+bool block_page_written(Cpu *c, const Block *b) {
+    const CodePage *p = *page_slot(c->interp, b->ram_off & PAGE_MASK);
+    return p && (p->smc || p->hot);
+}
+
 static void page_cool(Cpu *c, u64 page) {
     CodePage *p = *page_slot(c->interp, page);
     if (!p || !p->hot || --p->hot) return;

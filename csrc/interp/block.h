@@ -43,7 +43,7 @@ typedef struct Block {
     u32 mode;
     u8 bytes[16];         /* checked: what was decoded */
     u32 hits;             /* times interpreted while it had no translation */
-    bool plain;           /* translate without groups (jit/group.c) */
+    bool plain, region;   /* translate without groups, as a region (jit/) */
     struct JitCode *code; /* its translation (jit/) */
     struct Block *hash_next, *page_next[2];
 } Block;
@@ -92,6 +92,8 @@ extern void (*block_drop_hook)(Cpu *c, Block *b);
 void interp_begin(Cpu *c);
 /* Executes one block. */
 void block_exec(Cpu *c, const Block *b);
+/* Was code in its page written to not long ago? */
+bool block_page_written(Cpu *c, const Block *b);
 /* Something other than the next block: interrupt shadow, single-step, code outside of RAM. True: leave the run loop. */
 bool run_special(Cpu *c, Interp *it);
 /* May b be entered at rip without looking? */

@@ -26,6 +26,12 @@ const char *jit_unsupported(void) {
     return NULL;
 }
 
+/* AMD's processors do LOOP in one operation, Intel's in seven (Agner Fog, instruction tables). */
+static bool loop_is_fast(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
+}
+
 static bool map_code(Jit *j) {
     int fd = (int)syscall(SYS_memfd_create, "jit", MFD_CLOEXEC | MFD_EXEC);
     if (fd < 0) fd = (int)syscall(SYS_memfd_create, "jit", MFD_CLOEXEC); /* a kernel before 6.3 */
@@ -66,6 +72,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     c->jit_mask[2] = JIT_CACHE_SIZE - 1;
     block_drop_hook = jit_drop;
     jit_faults_init();
+    j->loop_is_fast = loop_is_fast();
     c->jit = j;
     jit_bind(c);
     jit_make_common(c, j);

@@ -30,13 +30,13 @@ void cold_interpret(Trans *t, u8 *site) {
     JitExit *x = exit_new(t, rip);
     x->from = t->code;
     cold_exit_of(t, site, x);
-    t->cold[t->n_cold - 1].interpret = true;
+    t->cold[t->n_cold - 1].how = JIT_EXIT_INTERPRET;
 }
 
 /* The hot code of an instruction is complete: its slow paths come back here. */
 void cold_end_insn(Trans *t) {
     for (unsigned i = t->n_cold; i-- && t->cold[i].insn == t->i;)
-        if (!t->cold[i].exit && !t->ended) {
+        if (!t->cold[i].exit && !t->ended && !t->moved) {
             t->cold[i].back = t->a.p;
             for (unsigned h = 0; h < 3; h++) t->cold[i].held[h] = t->held[h];
         }
@@ -55,9 +55,9 @@ static void emit_cold_helper(Trans *t, const Cold *k) {
 static void emit_cold_exit(Trans *t, const Cold *k) {
     Asm *a = &t->a;
     JitExit *x = k->exit;
-    if (k->interpret) {
+    if (k->how) {
         if (k->x87) x87_store(t, k->x87, k->x87_next);
-        asm_imm(a, R15, (u64)x | JIT_EXIT_INTERPRET);
+        asm_imm(a, R15, (u64)x | k->how);
         asm_jmp(a, (u64)t->jit->exit);
         return;
     }
@@ -92,6 +92,27 @@ static void emit_poll(Trans *t, JitExit *x) {
     asm_mov(a, RCX, R15);
 }
 
+/* The same for x = this block's own begin or a loop's, where RFLAGS may go. */
+static void poll_short(Trans *t, u64 rip) {
+    asm_rm(&t->a, 0, MAP_1, 0x83, 7, rm_abs(&t->c->poll)), put1(&t->a, 0);
+    cold_exit_of(t, asm_jcc(&t->a, 5, asm_here(&t->a)), exit_new(t, rip));
+    t->cold[t->n_cold - 1].how = JIT_EXIT_POLL;
+}
+
+void emit_poll_here(Trans *t) { poll_short(t, t->g->next - t->g->in->len); }
+void emit_poll_for(Trans *t, u64 rip) { emit_poll(t, exit_new(t, rip)); }
+
+/* Counts entries, where that costs little. */
+void emit_heat(Trans *t) {
+    if (t->guest[0].live || t->b->region || t->jit->single || t->jit->lockstep || t->b->ram_off2 != ~0ull) return;
+    t->code->heat = REGION_HEAT;
+    asm_rm(&t->a, 0, MAP_1, 0xff, 1, rm_abs(&t->code->heat)); /* dec */
+    JitExit *x = exit_new(t, t->b->rip);
+    x->from = t->code;
+    cold_exit_of(t, asm_jcc(&t->a, 4, asm_here(&t->a)), x);
+    t->cold[t->n_cold - 1].how = JIT_EXIT_HOT;
+}
+
 /* A jump or a call to where x leads. */
 static void emit_transfer(Trans *t, JitExit *x, bool call) {
     Asm *a = &t->a;
@@ -115,24 +136,45 @@ void emit_goto(Trans *t, u64 rip, bool poll) {
 
 /* What comes when the guest returns from a call. */
 static void emit_behind_call(Trans *t) {
-    emit_return_site(t, t->g->next, FL_CC);
-    emit_goto(t, t->g->next, false);
+    if (t->i + 1 == t->n) emit_goto(t, t->g->next, false);
+    else region_join(t);
 }
 
 void emit_leave(Trans *t) { asm_jmp(&t->a, (u64)t->jit->leave_now); }
 
 /* Branches */
 
-static u64 target_of(const Trans *t) {
-    u64 target = t->g->next + t->g->in->imm;
+u64 branch_target(const Trans *t, const Guest *g) {
+    u64 target = g->next + g->in->imm;
     return t->wide ? target : (u32)target;
 }
 static bool backward(const Trans *t, u64 target) { return target < t->g->next; }
 
+/* Conditional, with more of this translation behind it. */
+static void emit_jcc_inside(Trans *t, unsigned cond, u64 target) {
+    Asm *a = &t->a;
+    group_branch(t);
+    if (t->g->target != NO_INSN) {
+        region_branch(t, cond, t->g->target);
+    } else if (!backward(t, target)) {
+        cold_exit(t, asm_jcc(a, cond, asm_here(a)), target);
+    } else {
+        u8 *over = asm_jcc(a, cond ^ 1, asm_here(a));
+        emit_goto(t, target, true);
+        t->ended = false;
+        asm_patch(a, over, asm_here(a));
+    }
+}
+
 static bool emit_jcc(Trans *t, unsigned cond) {
-    u64 target = target_of(t);
+    u64 target = branch_target(t, t->g);
     x87_settle(t);
-    if (backward(t, target)) {
+    if (t->i + 1 < t->n) {
+        emit_jcc_inside(t, cond, target);
+    } else if (t->g->target != NO_INSN) {
+        region_branch(t, cond, t->g->target);
+        emit_goto(t, t->g->next, false);
+    } else if (backward(t, target)) {
         cold_exit(t, asm_jcc(&t->a, cond ^ 1, asm_here(&t->a)), t->g->next);
         emit_goto(t, target, true);
     } else {
@@ -183,7 +225,7 @@ static bool emit_ret(Trans *t) {
     load_word(t, R14, t->mem);
     x87_settle(t);
     move_sp(t, (i32)(word(t) + extra));
-    put1(&t->a, 0xc3);
+    emit_return(t);
     t->ended = true;
     return true;
 }
@@ -216,6 +258,7 @@ static bool emit_call_indirect(Trans *t) {
     asm_store(&t->a, target, R14);
     push_next(t);
     asm_load(&t->a, R14, target);
+    emit_push_pair(t, t->g->next);
     emit_by_cache(t, true);
     emit_behind_call(t);
     return true;
@@ -230,25 +273,30 @@ static bool emit_group5(Trans *t) {
 }
 
 static bool emit_call(Trans *t) {
-    u64 target = target_of(t);
+    u64 target = branch_target(t, t->g);
     JitExit *x = exit_new(t, target);
     push_next(t);
     x87_settle(t);
     if (backward(t, target)) emit_poll(t, x);
+    emit_push_pair(t, t->g->next);
     emit_transfer(t, x, true);
     emit_behind_call(t);
     return true;
 }
 
 static bool emit_jmp(Trans *t) {
-    u64 target = target_of(t);
-    emit_goto(t, target, backward(t, target));
+    u64 target = branch_target(t, t->g);
+    x87_settle(t);
+    if (t->g->target == NO_INSN) emit_goto(t, target, backward(t, target));
+    else region_branch(t, ALWAYS, t->g->target);
+    t->ended = true;
     return true;
 }
 
 bool emit_control(Trans *t) {
     const Insn *in = t->g->in;
     if ((in->flags & (INF_END | INF_PLAIN)) != (INF_END | INF_PLAIN) || in->osz != word(t)) return false;
+    t->moved = true;
     if (in->map == 1 && (in->opcode & 0xf0) == 0x80) return emit_jcc(t, in->opcode & 15);
     if (in->map != 0) return false;
     switch (in->opcode) {

@@ -31,9 +31,9 @@ static bool redirect(Cpu *c, greg_t *g, u64 trap) {
     u32 i = 0;
     while (i + 1 < k->n_points && k->points[i + 1].at && k->points[i + 1].at <= off) i++;
     u64 next = k->block->rip;
-    for (u32 n = 0; n <= i; n++) next += k->block->insn[n].len;
+    for (u32 n = 0; n <= i; n++) next += k->insn[n].len;
     c->jit_tmp[0] = trap;
-    g[REG_R15] = (greg_t)&k->block->insn[i];
+    g[REG_R15] = (greg_t)&k->insn[i];
     g[REG_R14] = (greg_t)next;
     g[REG_RIP] = (greg_t)j->fault;
     return true;

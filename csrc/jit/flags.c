@@ -49,17 +49,31 @@ static u16 killed(const Guest *g) {
 
 static u16 used(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
-    if (g->in->flags & INF_END) return FL_CC;
+    if (g->in->flags & INF_END && !(g->in->flags & INF_PLAIN && direct_branch(g->in))) return FL_CC;
     if (is_shift(g) && count_may_be_zero(g)) return FL_CC;
     return f ? f->tested & FL_CC : 0;
 }
 
+static u16 live_at(const Trans *t, unsigned insn) { return insn < t->n ? t->guest[insn].live : FL_CC; }
+
+static u16 live_behind(const Trans *t, unsigned i) {
+    const Guest *g = &t->guest[i];
+    if (!(g->in->flags & INF_END)) return live_at(t, i + 1);
+    if (!(g->in->flags & INF_PLAIN) || !direct_branch(g->in)) return FL_CC;
+    u16 there = live_at(t, g->target);
+    return g->in->op == ZYDIS_MNEMONIC_JMP ? there : there | live_at(t, i + 1);
+}
+
+/* Until nothing changes any more: loops bring news to what was looked at before. */
 void flags_liveness(Trans *t) {
-    u16 live = FL_CC;
-    for (unsigned i = t->n; i--;) {
-        Guest *g = &t->guest[i];
-        g->live_after = live;
-        live = (u16)((live & ~killed(g)) | used(g));
-        g->live = live;
+    bool changed = true;
+    while (changed) {
+        changed = false;
+        for (unsigned i = t->n; i--;) {
+            Guest *g = &t->guest[i];
+            u16 live = (u16)((live_behind(t, i) & ~killed(g)) | used(g));
+            changed |= live != g->live;
+            g->live = live;
+        }
     }
 }

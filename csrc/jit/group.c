@@ -63,6 +63,15 @@ void group_barrier(Trans *t) {
     t->access[t->n_access++] = (Access){.insn = (u8)t->i, .barrier = true};
 }
 
+void group_barrier_behind(Trans *t) {
+    if (t->planning) t->access[t->n_access++] = (Access){.insn = (u8)(t->i - 1), .barrier = true};
+}
+
+/* What follows may not be reached: it is not checked before this. */
+void group_branch(Trans *t) {
+    if (t->planning) t->access[t->n_access++] = (Access){.insn = (u8)t->i, .branch = true};
+}
+
 bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write) {
     const Group *p = &t->group;
     i32 off = origin(t, &at) + disp;
@@ -87,9 +96,11 @@ static unsigned gather(const Trans *t, unsigned k, Group *p) {
                  .lo = first->off,
                  .hi = first->off + first->n};
     unsigned members = 1;
+    bool certain = true;
     for (k++; k < t->n_access && !t->access[k].barrier; k++) {
         const Access *x = &t->access[k];
-        if (!joins(p, x)) continue;
+        certain &= !x->branch;
+        if (x->branch || !joins(p, x) || (!certain && x->write && !p->write)) continue;
         if (x->off < p->lo) p->lo = x->off;
         if (x->off + x->n > p->hi) p->hi = x->off + x->n;
         p->write |= x->write;
@@ -133,7 +144,7 @@ void group_open(Trans *t) {
     for (unsigned k = 0; k < t->n_access; k++) {
         const Access *x = &t->access[k];
         if (x->insn < t->i) continue;
-        if (x->barrier) return;
+        if (x->barrier || x->branch) return;
         if (!place_current(t, &x->at)) continue; /* its address is not known yet */
         Group p;
         if (gather(t, k, &p) < 2 && !t->guest[x->insn].live) continue;

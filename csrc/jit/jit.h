@@ -30,7 +30,7 @@ typedef struct JitExit {
     struct JitCode *from;    /* whose check it is */
 } JitExit;
 /* How translated code left through an exit, in the low bits of its address. */
-enum { JIT_EXIT_POLL = 1, JIT_EXIT_INTERPRET = 2, JIT_EXIT_BITS = 3 };
+enum { JIT_EXIT_POLL = 1, JIT_EXIT_INTERPRET, JIT_EXIT_HOT, JIT_EXIT_BITS = 3 };
 
 /* Where an instruction's host code begins, for host faults. */
 typedef struct JitPoint {
@@ -43,6 +43,8 @@ typedef struct JitCode {
     const u8 *found; /* the way in through a jump cache: r14 = the guest's address wanted */
     Block *block;
     JitExit *in; /* exits linked to it */
+    const Insn *insn;
+    u32 heat; /* entries left until it becomes a region */
     JitPoint *points;
     u32 n_points;
     struct JitMode *mode;
@@ -63,8 +65,8 @@ typedef struct ExitList {
 } ExitList;
 
 typedef struct JitStats {
-    u64 translated, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults, group_failed,
-        compared;
+    u64 translated, regions, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults,
+        group_failed, compared;
 } JitStats;
 
 typedef struct Jit {
@@ -77,8 +79,9 @@ typedef struct Jit {
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
     bool handled;   /* the last time it was left without an exit: behind what a handler did, or for an unknown target */
-    const u8 *enter, *exit, *leave_now, *helper, *fault, *find_target, *target_missed;
-    char *stacks; /* guard page, return addresses; guard page, signal stack */
+    const u8 *enter, *exit, *leave_now, *helper, *fault, *return_missed, *target_missed;
+    bool loop_is_fast; /* LOOP costs no more than JRCXZ */
+    char *stacks;      /* guard page, return addresses; guard page, signal stack */
     JitMode *modes[JIT_MODES];
     u32 n_modes;
     JitCode **codes; /* by address, for host faults */
@@ -86,6 +89,7 @@ typedef struct Jit {
     ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
     u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
     JitStats stats;
+    bool single; /* blocks are entered one by one: no regions */
     struct Lockstep *lockstep;
 } Jit;
 

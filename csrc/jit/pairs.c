@@ -1,12 +1,11 @@
 /* Call/return pairs: a guest CALL is a host call, a guest RET a host ret, so that the host predicts returns (DESIGN
  * "Control flow", CORE 6).
  *
- * While translated code runs, the host's stack pointer is in a stack of return addresses of its own; C runs on the
- * thread's. RET loads the guest's return address into r14 and executes `ret`. Where it lands, behind some call, r14 is
- * compared with the address that call pushed; if it is another one, find_target looks it up. Below the first pair lies
- * the address of `return_missed`, which does the same. So a pair is only a guess, and may be dropped at any time:
- * leaving translated code drops all (whatever flushes a translation or drops code leaves), and so does a full stack,
- * which the guard page notices.
+ * While translated code runs, the host's stack pointer is in a stack of its own; C runs on the thread's. CALL pushes
+ * the guest's return address, negated, and calls. RET loads the address the guest goes to into r14 and compares; if it
+ * is another one all pairs are dropped and the jump cache is asked. A pair is only a guess, so pairs may be dropped at
+ * any time: leaving translated code drops all (whatever flushes a translation or drops code leaves), and so does a
+ * full stack, which the guard page notices.
  *
  * No poll is needed at a return: an endless run of calls and returns has a backward or an indirect transfer in it. */
 #include "jit/trans.h"
@@ -46,9 +45,11 @@ void jit_pairs_thread(const Cpu *c) {
 bool jit_pairs_full(const Jit *j, u64 address) { return address - (u64)j->stacks < GUARD; }
 
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
-    *(u64 *)c->jit_pairs = asm_here(a);       /* return_missed */
-    asm_lea(a, RSP, rm_at(RSP, -8));          /* stays the last */
-    j->find_target = (const u8 *)asm_here(a); /* r14 = the guest's address to go to; RFLAGS stay */
+    u64 *bottom = (u64 *)c->jit_pairs;
+    bottom[0] = asm_here(a); /* for a guest that returns to address 0 */
+    bottom[1] = 0;
+    j->return_missed = (const u8 *)asm_here(a); /* r14 = the guest's address to go to */
+    asm_load(a, RSP, rm_abs(&c->jit_pairs));
     asm_load(a, R13, rm_abs(&c->jit_cache));
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&c->jit_mask[2])); /* pext */
     asm_rm(a, 0, MAP_1, 0xff, 4, rm_sib(R13, R15, 3, 0));
@@ -57,49 +58,66 @@ void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     asm_jmp(a, (u64)j->leave_now);
 }
 
-/* r14 == rip, or on to `miss`. */
-static void compare(Trans *t, u64 rip, const u8 *miss) {
-    Asm *a = &t->a;
-    if (!t->wide || (i64)rip == (i32)rip) {
-        asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, rip);
-    } else {
-        asm_imm(a, R15, rip);
-        asm_rm(a, E_W, MAP_1, 0x3b, R14, rm_reg(R15));
-    }
-    asm_jcc(a, 5, (u64)miss);
+/* Comparing without RFLAGS, which whoever is found at the other end may read: a difference in rcx, which waits in r13.
+ * Where LOOP is fast it goes to `island`, code that nothing falls into, if rcx - 1 is not 0: then the common case takes
+ * no branch. Elsewhere JRCXZ jumps over what the island would hold. */
+static i32 bias(const Trans *t) { return t->jit->loop_is_fast ? 1 : 0; }
+
+static void miss(Asm *a, const u8 *to) {
+    asm_mov(a, RCX, R13);
+    asm_jmp(a, (u64)to);
 }
 
-/* The same without touching RFLAGS, with `poll` also if somebody wants the vCPU. Addresses that meet here are equal or
- * far apart, and the poll word is 0 or 1. */
-static void compare_keeping(Trans *t, u64 rip, bool poll, const u8 *miss) {
+static u8 *go_on_if_zero(Trans *t, const u8 *missed) {
     Asm *a = &t->a;
-    unsigned from = R14;
-    asm_mov(a, R13, RCX);
-    if (poll) {
-        asm_load32(a, RCX, rm_abs(&t->c->poll));
-        asm_lea(a, RCX, rm_sib(RCX, R14, 0, 0));
-        from = RCX;
+    put1(a, t->jit->loop_is_fast ? 0xe2 : 0xe3), put1(a, 0);
+    u8 *site = a->p - 1;
+    if (!t->jit->loop_is_fast) {
+        miss(a, missed);
+        *site = (u8)(a->p - (site + 1));
     }
-    if ((i64)-rip == (i32)-rip) {
-        asm_lea(a, RCX, rm_at(from, (i32)-rip));
-    } else {
-        asm_imm(a, R15, -rip);
-        asm_lea(a, RCX, rm_sib(from, R15, 0, 0));
-    }
-    put1(a, 0xe3), put1(a, 8); /* jrcxz */
     asm_mov(a, RCX, R13);
-    asm_jmp(a, (u64)miss);
-    asm_mov(a, RCX, R13);
+    return site;
 }
 
 void emit_found(Trans *t) {
-    t->code->found = (const u8 *)asm_here(&t->a);
-    /* RFLAGS must survive even if this block overwrites them: the way may lead on to another that does not. */
-    compare_keeping(t, t->b->rip, true, t->jit->target_missed);
+    Asm *a = &t->a;
+    u64 rip = t->b->rip;
+    const u8 *island = a->p, *missed = t->jit->target_missed;
+    if (t->jit->loop_is_fast) miss(a, missed);
+    t->code->found = (const u8 *)asm_here(a);
+    asm_mov(a, R13, RCX);
+    asm_load32(a, RCX, rm_abs(&t->c->poll)); /* 0 or 1; addresses that meet here are equal or far apart */
+    asm_lea(a, RCX, rm_sib(RCX, R14, 0, bias(t)));
+    if ((i64)-rip == (i32)-rip) {
+        asm_lea(a, RCX, rm_at(RCX, (i32)-rip));
+    } else {
+        asm_imm(a, R15, -rip);
+        asm_lea(a, RCX, rm_sib(RCX, R15, 0, 0));
+    }
+    u8 *site = go_on_if_zero(t, missed);
+    if (t->jit->loop_is_fast) *site = (u8)(island - (site + 1));
 }
 
-void emit_return_site(Trans *t, u64 rip, u16 live) {
-    const u8 *miss = t->jit->find_target;
-    if (live) compare_keeping(t, rip, false, miss);
-    else compare(t, rip, miss);
+void emit_push_pair(Trans *t, u64 rip) {
+    Asm *a = &t->a;
+    if ((i64)-rip == (i32)-rip) {
+        put1(a, 0x68), put4(a, -rip); /* push imm32 */
+        return;
+    }
+    u64 *v = jit_alloc(t->jit, sizeof *v);
+    *v = -rip;
+    asm_rm(a, 0, MAP_1, 0xff, 6, rm_abs(v));
+}
+
+void emit_return(Trans *t) {
+    Asm *a = &t->a;
+    asm_mov(a, R13, RCX);
+    asm_load(a, RCX, rm_at(RSP, 8));
+    asm_lea(a, RCX, rm_sib(RCX, R14, 0, bias(t)));
+    u8 *site = go_on_if_zero(t, t->jit->return_missed);
+    put1(a, 0xc2), put2(a, 8); /* ret 8 */
+    if (!t->jit->loop_is_fast) return;
+    *site = (u8)(a->p - (site + 1));
+    miss(a, t->jit->return_missed);
 }

@@ -84,6 +84,16 @@ static void group_failed(Cpu *c, JitExit *x) {
     jit_drop(c, b);
 }
 
+/* Entered often: it becomes a region. */
+static void promote(Cpu *c, JitExit *x) {
+    Block *b = x->from->block;
+    if (!b) return;
+    b->region = true;
+    b->hits = HOT;
+    c->jit->stats.regions++;
+    jit_drop(c, b);
+}
+
 JitExit *jit_enter(Cpu *c, Block *b) {
     Jit *j = c->jit;
     fpu_ensure_live(c);
@@ -100,17 +110,17 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     if (!r) return NULL;
     JitExit *x = (JitExit *)(r & ~(u64)JIT_EXIT_BITS);
     c->r[R_RIP] = x->rip;
-    j->stats.poll += r & JIT_EXIT_POLL;
-    if (r & JIT_EXIT_INTERPRET) {
-        group_failed(c, x);
-        return NULL;
-    }
-    return r & JIT_EXIT_POLL || c->mode != mode || c->lookup_gen != gen ? NULL : x;
+    unsigned how = r & JIT_EXIT_BITS;
+    j->stats.poll += how == JIT_EXIT_POLL;
+    if (how == JIT_EXIT_INTERPRET) group_failed(c, x);
+    if (how == JIT_EXIT_HOT) promote(c, x);
+    return how || c->mode != mode || c->lookup_gen != gen ? NULL : x;
 }
 
 bool jit_can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }
 
 void jit_run_block(Cpu *c) {
+    c->jit->single = true;
     interp_begin(c);
     jit_take_flushes(c);
     Block *b = jit_find(c);

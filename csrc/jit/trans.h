@@ -13,7 +13,7 @@ typedef struct Cold {
     u8 *back;      /* where the hot code goes on (writable view); NULL: it does not */
     JitExit *exit; /* NULL: its handler does the instruction */
     u32 insn;
-    bool interpret;  /* instead: leave, and interpret from here */
+    u8 how;          /* JIT_EXIT_* */
     u8 held[3];      /* Trans.held where the hot code goes on */
     const Insn *x87; /* Trans.x87 at that point */
     u64 x87_next;
@@ -21,11 +21,13 @@ typedef struct Cold {
 
 typedef struct Guest {
     const Insn *in;
-    u64 next; /* rip behind it */
-    u16 live; /* FL_*: flags that may still be read when it begins */
-    u16 live_after;
-    u16 written;   /* bit n: general register n changes */
-    i32 sp_change; /* instead of RSP in `written`: it moves by that much */
+    u64 next;           /* rip behind it */
+    u16 live;           /* FL_*: flags that may still be read when it begins */
+    u8 target;          /* of a branch: the instruction it leads to, or NO_INSN */
+    bool label, looped; /* some branch leads here, some backward one */
+    u8 *host;           /* where its code begins, if it is a label; writable view */
+    u16 written;        /* bit n: general register n changes */
+    i32 sp_change;      /* instead of RSP in `written`: it moves by that much */
     ZydisDecodedInstruction zi;
     u8 bytes[16];
 } Guest;
@@ -40,7 +42,7 @@ typedef struct Place {
 typedef struct Access {
     Place at;
     u8 insn, n;
-    bool write, barrier;
+    bool write, barrier, branch;
     i32 off; /* from the place; for RSP from its value at the block's begin */
 } Access;
 
@@ -52,6 +54,12 @@ typedef struct Group {
     i32 lo, hi;
 } Group;
 
+/* A branch forward in this translation, to be patched. */
+typedef struct Fix {
+    u8 *site;
+    u8 insn;
+} Fix;
+
 typedef struct Trans {
     Asm a;
     Cpu *c;
@@ -62,7 +70,9 @@ typedef struct Trans {
     Guest *g; /* the instruction being translated */
     unsigned i, n;
     bool wide;  /* 64-bit code */
-    bool ended; /* control does not fall out of the end */
+    bool ended; /* control does not come to the next instruction */
+    bool moved; /* the current instruction's handler says where to go on */
+    bool region;
     const TlbEntry *tlb;
     u8 held[3]; /* guest register (r12-r15) whose value r13, r14, r15 hold too; NO_REG: scratch */
     unsigned victim;
@@ -73,10 +83,12 @@ typedef struct Trans {
     i32 sp;          /* RSP - its value at the block's begin */
     const Insn *x87; /* last x87 instruction, whose pointers are still to be stored */
     u64 x87_next;
-    Access access[2 * BLOCK_MAX_INSNS + 2];
+    Access access[4 * BLOCK_MAX_INSNS + 2];
     unsigned n_access;
     Cold cold[4 * BLOCK_MAX_INSNS + 8];
     unsigned n_cold;
+    Fix fix[BLOCK_MAX_INSNS];
+    unsigned n_fix;
     Guest guest[BLOCK_MAX_INSNS];
 } Trans;
 
@@ -122,6 +134,8 @@ void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15
 Place group_place(const Trans *t, unsigned base, unsigned index, unsigned scale);
 void group_note(Trans *t, Place at, i32 disp, unsigned n, bool write);
 void group_barrier(Trans *t);
+void group_barrier_behind(Trans *t); /* behind the instruction before */
+void group_branch(Trans *t);
 /* True: t->mem is the operand. */
 bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write);
 void group_open(Trans *t);
@@ -138,12 +152,25 @@ void flags_liveness(Trans *t);
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
 /* The way into the block for who comes through a jump cache. */
 void emit_found(Trans *t);
-/* Behind a host call. live: flags that must survive. */
-void emit_return_site(Trans *t, u64 rip, u16 live);
+void emit_push_pair(Trans *t, u64 rip); /* before a host call, behind which the guest is at rip */
+void emit_return(Trans *t);             /* r14 = where to */
+
+/* region.c */
+enum { REGION_BYTES = 512, REGION_HEAT = 2000, NO_INSN = 0xff, ALWAYS = 16 };
+bool region_make(Cpu *c, Jit *j, Block *b, const Insn **insn, unsigned *n); /* false: nothing to gain */
+void region_labels(Trans *t);
+void region_label(Trans *t); /* before an instruction */
+void region_join(Trans *t);
+void region_branch(Trans *t, unsigned cond, unsigned insn);
+bool direct_branch(const Insn *in); /* JMP, Jcc */
 
 /* control.c */
 void emit_goto(Trans *t, u64 rip, bool poll);
-void emit_leave(Trans *t); /* to the dispatcher, rip is set */
+void emit_leave(Trans *t);             /* to the dispatcher, rip is set */
+void emit_poll_here(Trans *t);         /* before the current instruction; clobbers RFLAGS */
+void emit_poll_for(Trans *t, u64 rip); /* before going to rip; RFLAGS stay */
+void emit_heat(Trans *t);
+u64 branch_target(const Trans *t, const Guest *g);
 void x87_settle(Trans *t); /* stores the pointers of the last x87 instruction */
 void x87_store(Trans *t, const Insn *in, u64 next);
 

@@ -23,7 +23,7 @@ static void decode_all(Trans *t, const u8 *bytes) {
     u64 rip = t->b->rip;
     for (unsigned i = 0; i < t->n; i++) {
         Guest *g = &t->guest[i];
-        g->in = &t->b->insn[i];
+        g->in = &t->code->insn[i];
         unsigned len = g->in->len;
         memcpy(g->bytes, bytes, len);
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, len, &g->zi, ops))) memset(&g->zi, 0, sizeof g->zi);
@@ -59,7 +59,6 @@ static void emit_system(Trans *t) {
 
 static void emit_insn(Trans *t) {
     u16 f = t->g->in->flags;
-    t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
     if (t->g->zi.length && emit_int(t)) return; /* knows of held registers */
     if (t->g->in->fn != op_native_reg) held_drop(t);
     if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_vector(t))) return;
@@ -93,6 +92,19 @@ static bool finish(Trans *t) {
     return true;
 }
 
+static void emit_guest(Trans *t) {
+    t->g = &t->guest[t->i];
+    t->moved = false;
+    region_label(t);
+    t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
+    if (t->ended) return; /* nothing leads here */
+    group_open(t);
+    emit_insn(t);
+    if (t->ended) held_drop(t);
+    cold_end_insn(t);
+    group_step(t);
+}
+
 /* One pass over the block. The planning one leaves only Trans.access behind. */
 static void emit_all(Trans *t) {
     u8 *begin = t->a.p;
@@ -100,22 +112,16 @@ static void emit_all(Trans *t) {
     t->sp = 0;
     emit_found(t);
     t->code->entry = (const u8 *)asm_here(&t->a);
+    emit_heat(t);
     held_drop(t);
     memset(t->version, 0, sizeof t->version);
     if (unlikely(t->jit->lockstep)) emit_announcement(t);
-    for (t->i = 0; t->i < t->n && !t->ended; t->i++) {
-        t->g = &t->guest[t->i];
-        group_open(t);
-        emit_insn(t);
-        if (t->ended) held_drop(t);
-        cold_end_insn(t);
-        group_step(t);
-    }
+    for (t->i = 0; t->i < t->n; t->i++) emit_guest(t);
     if (!t->planning) return;
     t->planning = false;
     t->a.p = begin;
     t->jit->arena_used = arena;
-    t->n_cold = 0;
+    t->n_cold = t->n_fix = 0;
     t->ended = false;
     t->x87 = NULL;
 }
@@ -124,10 +130,9 @@ bool jit_translate(Cpu *c, Block *b) {
     static __thread Trans trans;
     Trans *t = &trans;
     Jit *j = c->jit;
-    u8 bytes[BLOCK_MAX_BYTES + 16];
+    u8 bytes[REGION_BYTES + 16];
     memset(t, 0, offsetof(Trans, access));
-    memset(t->guest, 0, b->n * sizeof t->guest[0]);
-    t->n_cold = t->n_access = 0;
+    t->n_cold = t->n_access = t->n_fix = 0;
     t->c = c, t->jit = j, t->b = b, t->n = b->n;
     t->wide = b->mode & MODE_CS64;
     t->mode = jit_mode(j, b->mode);
@@ -136,11 +141,15 @@ bool jit_translate(Cpu *c, Block *b) {
     t->a = (Asm){.p = j->rw + j->used, .rx = (i64)(j->rx - j->rw)};
     t->code = jit_alloc(j, sizeof *t->code);
     t->code->block = b;
+    t->code->insn = b->insn;
+    if (b->region) t->region = region_make(c, j, b, &t->code->insn, &t->n);
     t->code->mode = t->mode;
     t->code->points = jit_alloc(j, t->n * sizeof(JitPoint));
     t->code->n_points = t->n;
     source_bytes(c, b, bytes);
+    memset(t->guest, 0, t->n * sizeof t->guest[0]);
     decode_all(t, bytes);
+    region_labels(t);
     flags_liveness(t);
     if (t->wide && !b->plain) {
         t->planning = true;
