@@ -30,6 +30,7 @@ class Incoming:
     def begin(self) -> None:
         """The machine is reset and its threads wait at the gate."""
         self._vm.run_state = RunState.INMIGRATE
+        self._vm.chardevs.hold_input(monitors=False)  # what is typed is for the machine that comes
         if self._listener is not None:
             self._start(self._listener)
 
@@ -70,6 +71,7 @@ class Incoming:
         finally:
             listener.close()
         vm.run_state = RunState.PAUSED
+        vm.chardevs.release_input()
         if state.running and not vm.config.paused:
             vm.cont()
 

@@ -107,13 +107,18 @@ class Checked:
         return self._tables[name]
 
     def commit(self) -> None:
-        """Make the stopped machine the saved one. Its RAM must be in place already: devices may look at it."""
+        """Make the stopped machine the saved one. Its RAM must be in place already: devices may look at it.
+
+        Wires are driven last. A timer that was late when the machine was saved makes an edge then, and if the
+        interrupt controllers or local APICs were loaded behind it, that edge would be lost and never come again."""
         for drive in self._vm.drives.values():
             drive.forget_suspended()
         self._vm.loop.virtual.set(self.virtual)
         for device, fields in self._devices:
-            device.store_fields(fields)
+            device.fill_fields(fields)
         for vcpu, state in zip(self._vm.vcpus, self._cpus, strict=True):
             vcpu.set_state(state)
+        for device, _ in self._devices:
+            device.post_load()
         for device, _ in self._devices:
             device.machine_loaded()

@@ -448,14 +448,18 @@ def _advice(drive: Drive) -> str:
 
 
 def begin_with(vm: Vm, name: str) -> None:
-    """`-loadvm TAG`: in place of starting the machine. Without the snapshot there is nothing to run."""
+    """`-loadvm TAG`: in place of starting the machine. Without the snapshot there is nothing to run. What is typed
+    meanwhile, monitor commands too, is for the machine that is loaded."""
+    vm.chardevs.hold_input(monitors=True)
     snapshots = vm.service(Snapshots)
 
     def done(error: QemupyError | None) -> None:
         if error is not None:
             sys.stderr.write(f"qemupy: {error}\n")
             vm.request_shutdown("host-error", 1)
-        elif not vm.config.paused:
+            return
+        vm.chardevs.release_input()
+        if not vm.config.paused:
             vm.cont()
 
     try:

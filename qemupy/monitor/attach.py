@@ -22,14 +22,14 @@ def attach_monitors(vm: Vm) -> None:
             vm.monitored = True
             continue
         try:
-            backend = vm.chardevs.frontend(vm.chardevs.add_short(text, f"compat_monitor{n}"))
+            backend = vm.chardevs.frontend(vm.chardevs.add_short(text, f"compat_monitor{n}"), monitor=True)
         except QemupyError as e:
             raise type(e)(f"-monitor {text}: {e}") from None
         _session(vm, backend)
         vm.monitored = vm.monitored or text != "null"
     for n, text in enumerate(vm.config.serials):
         if text.startswith("mon:"):
-            _session(vm, vm.chardevs.frontend(f"serial{n}"))
+            _session(vm, vm.chardevs.frontend(f"serial{n}", monitor=True))
             vm.monitored = True
     for mux in vm.chardevs.muxes.values():
         mux.commit = lambda: _commit_all(vm)

@@ -14,6 +14,18 @@ _GLOBALS = {
     "decompress-error-check": "on", "clear-bitmap-shift": "18",
 }  # fmt: skip
 
+# In QEMU's order and with its defaults. Empty ones can be set here; the others belong to what this program does not do
+# (compression, auto-converge, TLS, COLO, multifd, xbzrle, postcopy, announcing) and stand where QEMU starts.
+_PARAMETERS = {
+    "announce-initial": "50 ms", "announce-max": "550 ms", "announce-rounds": "5", "announce-step": "100 ms",
+    "compress-level": "1", "compress-threads": "8", "compress-wait-thread": "on", "decompress-threads": "2",
+    "throttle-trigger-threshold": "50", "cpu-throttle-initial": "20", "cpu-throttle-increment": "10",
+    "cpu-throttle-tailslow": "off", "max-cpu-throttle": "99", "tls-creds": "''", "tls-hostname": "''",
+    "max-bandwidth": "", "downtime-limit": "", "x-checkpoint-delay": "20000 ms", "block-incremental": "off",
+    "multifd-channels": "2", "multifd-compression": "none", "xbzrle-cache-size": "67108864 bytes",
+    "max-postcopy-bandwidth": "0", "tls-authz": "''",
+}  # fmt: skip
+
 
 @hmp("migrate", "detach:-d,blk:-b,inc:-i,resume:-r,uri:s", "[-d] [-b] [-i] [-r] uri",
      "migrate to URI (using -d to not wait for completion)")  # fmt: skip
@@ -53,14 +65,20 @@ def hmp_migrate_incoming(mon: Hmp, uri: str) -> None:
 
 @hmp("migrate_set_parameter", "parameter:s,value:s", "parameter value", "Set the parameter for migration")
 def hmp_migrate_set_parameter(mon: Hmp, parameter: str, value: str) -> None:
+    if _PARAMETERS.get(parameter):
+        raise MonitorError(f"migration parameter '{parameter}' is not supported")
     commands.migrate_set_parameter(mon.vm, parameter, value)
 
 
 @hmp("info migrate_parameters", "", "", "show current migration parameters")
 def hmp_info_migrate_parameters(mon: Hmp) -> None:
     values = commands.query_migrate_parameters(mon.vm)
-    mon.print(f"max-bandwidth: {values.max_bandwidth} bytes/second")
-    mon.print(f"downtime-limit: {values.downtime_limit_ms} ms")
+    own = {
+        "max-bandwidth": f"{values.max_bandwidth} bytes/second",
+        "downtime-limit": f"{values.downtime_limit_ms} ms",
+    }
+    for name, value in {**_PARAMETERS, **own}.items():
+        mon.print(f"{name}: {value}")
 
 
 @hmp("info migrate", "", "", "show migration status")

@@ -81,10 +81,6 @@ def boot_in_pieces(boot: BootFunction, tmp_path: Path, hops: int, pause: tuple[f
         assert machine.wait(30) == 0
         before += machine.text()
         machine = boot(*options, "-incoming", f"file:{state}")
-    monitor = Monitor(socket_path)
-    while "inmigrate" in monitor.run("info status"):  # what is typed before is lost with the state it meets
-        machine.idle(0.02)
-    monitor.close()
     return machine, before
 
 

@@ -15,11 +15,11 @@ PROGRAM = Path(sys.executable).with_name("qemupy")
 PROMPT = b"(qemu) "
 
 
-def counting_guest(folder: Path) -> Path:
-    """A floppy image with the boot sector of counting.S."""
-    image = folder / "counting.img"
+def counting_guest(folder: Path, name: str = "counting") -> Path:
+    """A floppy image with the boot sector of counting.S, or another."""
+    image = folder / f"{name}.img"
     flags = ["-nostdlib", "-static", "-Wl,-Ttext=0x7c00", "-Wl,--oformat=binary", "-Wl,--build-id=none"]
-    source = Path(__file__).with_name("counting.S")
+    source = Path(__file__).with_name(f"{name}.S")
     subprocess.run(["gcc", "-m32", *flags, "-o", image, source], check=True, capture_output=True)
     os.truncate(image, 1440 * 1024)
     return image

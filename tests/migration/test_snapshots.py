@@ -241,51 +241,6 @@ def test_a_further_snapshot_shares_what_did_not_change(tmp_path: Path, floppy: P
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def mappings(process: Process) -> int:
-    return len(Path(f"/proc/{process.process.pid}/maps").read_text().splitlines())
-
-
-def cycles(tmp_path: Path, floppy: Path, count: int) -> None:
-    """Save and load a busy machine again and again, every second time in a new process; nothing may pile up."""
-    disk = qcow2(tmp_path / "a.qcow2")
-    process = machine(tmp_path, floppy, disk)
-    highest, seen = 0, 0
-    try:
-        process.wait_passes()
-        for cycle in range(count):
-            assert process.mon.run("savevm cycle") == ""
-            if cycle % 2:
-                process.mon.send("quit")
-                assert process.wait() == 0
-                process.passes()
-                process = machine(tmp_path, floppy, disk, more=("-loadvm", "cycle"))
-            else:
-                process.wait_passes(1)
-                assert process.mon.run("loadvm cycle") == ""
-            process.wait_passes(1)
-            highest = max(highest, mappings(process))
-            seen = seen or highest
-        assert highest < 3 * seen
-        process.mon.run("delvm cycle")
-        process.mon.send("quit")
-        assert process.wait() == 0
-    finally:
-        process.process.kill()
-    done = subprocess.run(["qemu-img", "check", disk], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert disk.stat().st_blocks * 512 < 16 << 20  # clusters are used again
-
-
-@pytest.mark.boot
-def test_ten_cycles(tmp_path: Path, floppy: Path) -> None:
-    cycles(tmp_path, floppy, 10)
-
-
-@pytest.mark.long
-def test_two_hundred_cycles(tmp_path: Path, floppy: Path) -> None:
-    cycles(tmp_path, floppy, 200)
-
-
 def test_a_damaged_state_is_refused_and_the_machine_runs_on(process: Process, tmp_path: Path) -> None:
     """Bits flipped in what describes the machine; the seed is fixed, the damage is undone each time."""
     run, image = process.mon.run, tmp_path / "a.qcow2"

@@ -43,6 +43,7 @@ class Chardev:
         self.filename = filename
         self.open = False
         self.taken = False  # a frontend was given to somebody
+        self.held = False  # input waits: the frontend is about to become another one
         self._pending = bytearray()
         self._receive: Receive | None = None
         self._can_receive: CanReceive = lambda: 0
@@ -73,7 +74,7 @@ class Chardev:
         return len(self._pending) < self.PENDING_LIMIT
 
     def _deliver(self) -> None:
-        while self._pending and self._receive is not None:
+        while self._pending and self._receive is not None and not self.held:
             room = self._can_receive()
             if room <= 0:
                 return

@@ -35,6 +35,8 @@ class Chardevs:
         self.backends: dict[str, Chardev] = {}
         self.muxes: dict[str, Mux] = {}
         self.on_quit: Callable[[], None] | None = None
+        self._devices: list[Chardev] = []
+        self._monitors: list[Chardev] = []
 
     def add(self, text: str) -> str:
         """`-chardev`; answers the id."""
@@ -122,16 +124,29 @@ class Chardevs:
         if label not in self.backends:
             raise ConfigError(f"Chardev '{label}' not found{options.did_you_mean(label, self.backends)}")
 
-    def frontend(self, label: str) -> Chardev:
-        """The chardev for one more user: a mux has many, any other kind one."""
+    def frontend(self, label: str, *, monitor: bool = False) -> Chardev:
+        """The chardev for one more user, a device or a `monitor`: a mux has many, any other kind one."""
         self.frontend_check(label)
+        made = self.backends[label]
         if label in self.muxes:
-            return self.muxes[label].frontend()
-        backend = self.backends[label]
-        if backend.taken:
+            made = self.muxes[label].frontend()
+        elif made.taken:
             raise BackendError(f"Device '{label}' is in use")
-        backend.taken = True
-        return backend
+        made.taken = True
+        (self._monitors if monitor else self._devices).append(made)
+        return made
+
+    def hold_input(self, *, monitors: bool) -> None:
+        """What is typed waits until `release_input`: devices, and with `monitors` those too, would take it in a machine
+        that is about to be replaced by a saved one."""
+        for frontend in (*self._devices, *(self._monitors if monitors else ())):
+            frontend.held = True
+
+    def release_input(self) -> None:
+        for frontend in (*self._devices, *self._monitors):
+            if frontend.held:
+                frontend.held = False
+                frontend.accept_input()
 
     def describe(self) -> list[str]:
         lines = []

@@ -128,16 +128,20 @@ class State(metaclass=StateMeta):
         self.store_fields(self.check_fields(state, type(self).__name__))
 
     def store_fields(self, values: list[tuple[f.Field, Any]]) -> None:
-        for field, value in values:
-            field.store(self, value)
+        self.fill_fields(values)
         self.post_load()
 
+    def fill_fields(self, values: list[tuple[f.Field, Any]]) -> None:
+        """Without `post_load`, which the caller has to call."""
+        for field, value in values:
+            field.store(self, value)
+
     def post_load(self) -> None:
-        """Recompute what is derived from the fields (interrupt outputs, timers, caches)."""
+        """Recompute what is derived from the fields (interrupt outputs, timers, caches). Where a whole machine is
+        loaded, all fields of all devices and the vCPUs are there already: a wire that is driven now arrives."""
 
     def machine_loaded(self) -> None:
-        """All devices and vCPUs have been loaded: what comes from outside may be let in. An interrupt raised earlier
-        would be lost, since the local APICs are loaded last."""
+        """All devices are what they were: what comes from outside may be let in."""
 
     @classmethod
     def check_fields(cls, state: Any, where: str) -> list[tuple[f.Field, Any]]:
