@@ -147,6 +147,19 @@ int qpy_dma_write(QpyMachine *m, uint64_t gpa, const void *buf, uint64_t n);
  * call qpy_dma_written with the same gpa. Not valid across a change of the flat view. */
 void *qpy_dma_map(QpyMachine *m, uint64_t gpa, uint64_t *n, int write);
 void qpy_dma_written(QpyMachine *m, uint64_t gpa, uint64_t n);
+/* Guest memory as a scatter-gather list, see below: to out, which has room for `count` pieces, the list for these pairs
+ * of guest-physical address and size, neighbours joined. How many pieces it became, or -EFAULT if something is not RAM
+ * or lies in two ranges. After writing call qpy_iov_landed. */
+int64_t qpy_dma_scatter(QpyMachine *m, const uint64_t *pairs, uint32_t count, int write, uint64_t *out);
+void qpy_iov_landed(QpyMachine *m, const uint64_t *iov, uint32_t count); /* [BQL] of RAM only */
+
+/* ---- Scatter-gather lists: pairs of host address and size, struct iovec (csrc/base/iov.h) [any] --------------------
+ */
+
+uint32_t qpy_iov_cut(const uint64_t *iov, uint32_t count, uint64_t start, uint64_t size, uint64_t *out);
+int qpy_iov_read(int fd, uint64_t offset, const uint64_t *iov, uint32_t count); /* 0 or a negative errno */
+int qpy_iov_write(int fd, uint64_t offset, const uint64_t *iov, uint32_t count);
+uint64_t qpy_iov_read_cached(int fd, uint64_t offset, const uint64_t *iov, uint32_t count);
 
 /* Dirty logging by client, pages of the RAM space. */
 enum { QPY_DIRTY_VGA = 0, QPY_DIRTY_SNAPSHOT = 1, QPY_DIRTY_MIGRATION = 2, QPY_DIRTY_CLIENTS = 3 };
@@ -203,8 +216,9 @@ int qpy_virtq_setup(QpyVirtq *q, uint32_t size, uint64_t desc, uint64_t avail, u
 void qpy_virtq_restore(QpyVirtq *q, uint16_t last_avail, uint16_t used_idx);
 void qpy_virtq_indices(QpyVirtq *q, uint16_t *last_avail, uint16_t *used_idx);
 /* Takes up to `limit` chains that the guest made available. To out, for each: head, number of readable and of writable
- * pieces, then ram_off and size of each piece, readable ones first; out has room for QPY_VIRTQ_ROOM words. The number
- * of words; 0: there are none and the guest will notify; -EPROTO: the ring is broken, as qpy_virtq_error says. */
+ * pieces, bytes of each sort, then the pieces as scatter-gather lists, readable ones first; out has room for
+ * QPY_VIRTQ_ROOM words. The number of words; 0: there are none and the guest will notify; -EPROTO: the ring is broken,
+ * as qpy_virtq_error says. */
 int64_t qpy_virtq_pop(QpyVirtq *q, uint64_t *out, uint32_t limit);
 int64_t qpy_virtq_retake(QpyVirtq *q, uint32_t head, uint64_t *out); /* one that was taken before a restore */
 /* Gives a chain back, its first `written` writable bytes changed. 1: interrupt the guest; 0: do not; -EPROTO. */

@@ -2,6 +2,7 @@
 #include "api.h"
 #include "apic/apic.h"
 #include "base/bql.h"
+#include "base/iov.h"
 #include "base/log.h"
 #include "cpu/model.h"
 #include "jit/lockstep.h"
@@ -21,7 +22,7 @@ _Static_assert(sizeof(QpyMemRange) == sizeof(MemRange), "same layout");
 _Static_assert(offsetof(QpyMemRange, write_upcall) == offsetof(MemRange, write_upcall), "same layout");
 _Static_assert(sizeof(QpyRamExtent) == sizeof(RamExtent), "same layout");
 _Static_assert((int)QPY_EXIT_PAGEIN == (int)EXIT_PAGEIN, "same numbers");
-_Static_assert((int)QPY_VIRTQ_MAX_SIZE == (int)VIRTQ_MAX_SIZE && (int)QPY_VIRTQ_ROOM >= 3 + 2 * (int)VIRTQ_MAX_PIECES,
+_Static_assert((int)QPY_VIRTQ_MAX_SIZE == (int)VIRTQ_MAX_SIZE && (int)QPY_VIRTQ_ROOM >= 5 + 2 * (int)VIRTQ_MAX_PIECES,
                "room for the longest chain");
 _Static_assert(sizeof(QpyBqlStats) == sizeof(BqlStats), "same layout");
 _Static_assert((int)QPY_LOG_PCALL == (int)LOG_PCALL && (int)QPY_LOG_OUT_ASM == (int)LOG_OUT_ASM, "same numbers");
@@ -106,6 +107,28 @@ int qpy_dma_read(QpyMachine *m, uint64_t gpa, void *buf, uint64_t n) { return dm
 int qpy_dma_write(QpyMachine *m, uint64_t gpa, const void *buf, uint64_t n) { return dma_write(m, gpa, buf, n); }
 void *qpy_dma_map(QpyMachine *m, uint64_t gpa, uint64_t *n, int write) { return dma_map(m, gpa, n, write != 0); }
 void qpy_dma_written(QpyMachine *m, uint64_t gpa, uint64_t n) { dma_written(m, gpa, n); }
+int64_t qpy_dma_scatter(QpyMachine *m, const uint64_t *pairs, uint32_t count, int write, uint64_t *out) {
+    return dma_scatter(m, pairs, count, write != 0, out);
+}
+void qpy_iov_landed(QpyMachine *m, const uint64_t *iov, uint32_t count) {
+    for (; count; count--, iov += 2) {
+        uint64_t ram_off = iov[0] - (uint64_t)m->ram_base;
+        if (ram_in_bounds(m, ram_off, iov[1])) ram_changed(m, ram_off, iov[1]);
+    }
+}
+
+uint32_t qpy_iov_cut(const uint64_t *iov, uint32_t count, uint64_t start, uint64_t size, uint64_t *out) {
+    return iov_cut((const struct iovec *)iov, count, start, size, (struct iovec *)out);
+}
+int qpy_iov_read(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) {
+    return iov_read(fd, offset, (const struct iovec *)iov, count);
+}
+int qpy_iov_write(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) {
+    return iov_write(fd, offset, (const struct iovec *)iov, count);
+}
+uint64_t qpy_iov_read_cached(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) {
+    return iov_read_cached(fd, offset, (const struct iovec *)iov, count);
+}
 
 void qpy_dirty_log(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, int on) {
     if (ram_in_bounds(m, ram_off, size)) dirty_log(m, client, ram_off, size, on != 0);

@@ -15,6 +15,7 @@ enum {
     USED_RING = 4,
     NO_INTERRUPT = 1, /* of avail flags */
     NO_NOTIFY = 1,    /* of used flags */
+    HEAD_WORDS = 5,   /* what qpy_virtq_pop says of a chain before its pieces */
 };
 
 Virtq *virtq_new(Machine *m) {
@@ -126,14 +127,18 @@ static i64 take(Virtq *q, u32 head, u64 *out, u32 room) {
     if (q->chain[head].taken) return virtq_break(q, "Guest gives descriptor %u twice", head);
     int result = virtq_walk(q, head, &p);
     if (result) return result;
-    if (3 + 2 * p.n > room) return 0;
+    if (HEAD_WORDS + 2 * p.n > room) return 0;
     result = remember(q, head, &p);
     if (result) return result;
-    out[0] = head;
-    out[1] = p.writing ? p.first_writable : p.n;
-    out[2] = p.n - out[1];
-    memcpy(out + 3, pieces, p.n * sizeof *pieces);
-    return 3 + 2 * p.n;
+    u64 readable = p.writing ? p.first_writable : p.n, readable_bytes = 0;
+    for (u32 i = 0; i < p.n; i++) {
+        if (i < readable) readable_bytes += pieces[i].size;
+        out[HEAD_WORDS + 2 * i] = (u64)(q->m->ram_base + pieces[i].ram_off);
+        out[HEAD_WORDS + 2 * i + 1] = pieces[i].size;
+    }
+    u64 about[HEAD_WORDS] = {head, readable, p.n - readable, readable_bytes, p.total - readable_bytes};
+    memcpy(out, about, sizeof about);
+    return HEAD_WORDS + 2 * p.n;
 }
 
 i64 virtq_pop(Virtq *q, u64 *out, u32 room, u32 limit) {

@@ -13,6 +13,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
+from qemupy.scatter import Scatter
+
 RAM, ROM, MMIO, UNMAPPED = 1, 2, 3, 4
 PAGE = 4096
 NO_WRITE = (1 << 64) - 1
@@ -89,6 +91,13 @@ class CoreMemory(Protocol):
         """View of RAM space. Not to be kept beyond an upcall or safe point, except by a disk request, which is drained
         before RAM is replaced; whoever writes through it calls `changed` afterwards."""
 
+    def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
+        """The RAM at guest-physical addresses, as `scatter.table` packs them; as for `view`, but `landed` is called in
+        place of `changed`. None if something is not RAM or lies in two ranges of the flat view."""
+
+    def landed(self, scatter: Scatter) -> None:
+        """Somebody wrote through it, or may have: mark dirty, invalidate decoded code. With the BQL held."""
+
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         """Replace the flat view. Takes effect at the next instruction boundary of every vCPU."""
 
@@ -148,6 +157,12 @@ class PyCoreMemory:
 
     def view(self, offset: int, size: int) -> memoryview:
         return memoryview(self._ram)[offset : offset + size]
+
+    def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
+        return None
+
+    def landed(self, scatter: Scatter) -> None:
+        pass
 
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         self.ranges = list(ranges)

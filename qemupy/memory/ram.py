@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from qemupy import trace
 from qemupy.memory.space import AddressSpace
+from qemupy.scatter import Scatter, pairs
 
 
 class GuestRam:
@@ -53,23 +54,19 @@ class GuestRam:
             self._core.store(hit.ram_offset(address), view[done : done + count])
             done += count
 
-    def views(self, pieces: Sequence[tuple[int, int]], to_memory: bool) -> list[memoryview]:
-        """RAM itself, (address, size) by piece, for requests that go on after this call. What is not RAM is told to the
-        log; ones are read there and what is written is lost."""
+    def views(self, pieces: bytes, to_memory: bool) -> Sequence[memoryview]:
+        """RAM itself, by address and size as `scatter.table` packs them, for requests that go on after this call. What
+        is not RAM is told to the log; ones are read there and what is written is lost."""
+        scatter = self._core.scatter(pieces, to_memory)
+        if scatter is not None:
+            return scatter
         found: list[memoryview] = []
-        low = high = base = 0  # the stretch of RAM that the last piece was in; `base` leads to RAM space
-        for gpa, size in pieces:
-            if not low <= gpa <= gpa + size <= high:
-                hit = self.space.find(gpa)
-                if hit is None or gpa + size > hit.end or not (hit.direct_write if to_memory else hit.direct_read):
-                    self._odd_views(gpa, size, to_memory, found)
-                    continue
-                low, high, base = hit.start, hit.end, hit.ram_offset(0)
-            found.append(self._core.view(base + gpa, size))
+        for gpa, size in pairs(pieces):
+            self._odd_views(gpa, size, to_memory, found)
         return found
 
     def _odd_views(self, gpa: int, size: int, to_memory: bool, found: list[memoryview]) -> None:
-        """A piece that does not lie in one stretch of RAM."""
+        """Stretch by stretch."""
         end = gpa + size
         while gpa < end:
             hit = self.space.find(gpa)
@@ -82,19 +79,14 @@ class GuestRam:
                 found.append(memoryview(bytearray(b"\xff" * count)))
             gpa += count
 
-    def landed(self, pieces: Sequence[tuple[int, int]]) -> None:
+    def landed(self, pieces: bytes, views: Sequence[memoryview]) -> None:
         """Bytes have been written through `views`: the pages are dirty, code in them is not what it was."""
+        if isinstance(views, Scatter):
+            self._core.landed(views)
+            return
         ranges = array("Q")
-        low = high = base = 0
-        for gpa, size in pieces:
-            if not low <= gpa <= gpa + size <= high:
-                hit = self.space.find(gpa)
-                if hit is None or gpa + size > hit.end or not hit.direct_write:
-                    self._odd_landing(gpa, size, ranges)
-                    continue
-                low, high, base = hit.start, hit.end, hit.ram_offset(0)
-            ranges.append(base + gpa)
-            ranges.append(size)
+        for gpa, size in pairs(pieces):
+            self._odd_landing(gpa, size, ranges)
         self._core.changed(ranges)
 
     def _odd_landing(self, gpa: int, size: int, ranges: array[int]) -> None:

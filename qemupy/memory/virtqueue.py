@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from qemupy.scatter import Scatter
+
 EVENT_IDX, NOTIFY_ON_EMPTY = 1, 2  # flags of `setup` (csrc/api.h)
 MAX_SIZE = 1024
 
@@ -14,12 +16,12 @@ class VirtqueueError(Exception):
 
 
 class Chain:
-    """One descriptor chain: guest memory that the device may read, then memory that it may write. The views must not be
-    kept beyond `push`."""
+    """One descriptor chain: guest memory that the device may read, then memory that it may write. They must not be kept
+    beyond `push`."""
 
     __slots__ = ("head", "readable", "writable")
 
-    def __init__(self, head: int, readable: list[memoryview], writable: list[memoryview]) -> None:
+    def __init__(self, head: int, readable: Scatter, writable: Scatter) -> None:
         self.head, self.readable, self.writable = head, readable, writable
 
 

@@ -21,6 +21,7 @@ from qemupy.main_loop.bql import Bql, CoreBql
 from qemupy.main_loop.clocks import CountingCore
 from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, Doorbell, RamBlock, RamExtent
 from qemupy.memory.virtqueue import Virtqueue
+from qemupy.scatter import Scatter
 from qemupy.vcpu.accel import Upcalls
 from qemupy.vcpu.virtqueue import CoreVirtqueue
 
@@ -142,6 +143,17 @@ class InterpMemory:
 
     def view(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
+
+    def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
+        out = bytearray(len(pieces))
+        count = lib.qpy_dma_scatter(self._machine, ffi.from_buffer("uint64_t[]", pieces), len(pieces) // 16, to_memory,
+                                    ffi.from_buffer("uint64_t[]", out))  # fmt: skip
+        if count < 0:
+            return None
+        return Scatter(bytes(memoryview(out)[: 16 * count]), sum(memoryview(pieces).cast("Q")[1::2].tolist()))
+
+    def landed(self, scatter: Scatter) -> None:
+        lib.qpy_iov_landed(self._machine, ffi.from_buffer("uint64_t[]", scatter.table), len(scatter))
 
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         table = ffi.new("QpyMemRange[]", max(len(ranges), 1))
@@ -332,7 +344,7 @@ class InterpAccel:
         _check(lib.qpy_doorbell_remove(self._machine, bell.mmio, bell.address, bell.size, match, value))
 
     def virtqueue(self) -> Virtqueue:
-        return CoreVirtqueue(self._machine, self.memory)
+        return CoreVirtqueue(self._machine)
 
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]:
         out = ffi.new("char[]", 256)

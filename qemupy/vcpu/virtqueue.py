@@ -6,16 +6,15 @@ import errno
 from typing import Any
 
 from qemupy._core import ffi, lib
-from qemupy.memory.core import CoreMemory
 from qemupy.memory.virtqueue import MAX_SIZE, Chain, VirtqueueError
+from qemupy.scatter import Scatter
 
 _push = lib.qpy_virtq_push  # found once: it is called for each request
 
 
 class CoreVirtqueue:
-    def __init__(self, machine: Any, memory: CoreMemory) -> None:
+    def __init__(self, machine: Any) -> None:
         self._handle = ffi.gc(lib.qpy_virtq_new(machine), lib.qpy_virtq_free)
-        self._memory = memory
         self._out = ffi.new("uint64_t[]", lib.QPY_VIRTQ_ROOM)
         self._words = memoryview(ffi.buffer(self._out)).cast("B").cast("Q")
 
@@ -39,18 +38,13 @@ class CoreVirtqueue:
         raise ValueError(f"not a chain that was taken ({result})")
 
     def _chains(self, count: int) -> list[Chain]:
-        words = self._words[:count].tolist()
-        ram = self._memory.view(0, self._memory.size)
-        chains, at = [], 0
+        words, chains, at = self._words, [], 0
         while at < count:
-            head, readable, writable = words[at : at + 3]
-            first, middle = at + 3, at + 3 + 2 * readable
+            head, readable, writable, read_size, write_size = words[at : at + 5]
+            first, middle = at + 5, at + 5 + 2 * readable
             at = middle + 2 * writable
-            chains.append(Chain(
-                head,
-                [ram[words[n] : words[n] + words[n + 1]] for n in range(first, middle, 2)],
-                [ram[words[n] : words[n] + words[n + 1]] for n in range(middle, at, 2)],
-            ))  # fmt: skip
+            chains.append(Chain(head, Scatter(words[first:middle].tobytes(), read_size),
+                                Scatter(words[middle:at].tobytes(), write_size)))  # fmt: skip
         return chains
 
     def pop(self, limit: int) -> list[Chain]:

@@ -1,82 +1,121 @@
-"""Sequential disk speed in a guest, ours beside QEMU's: `python tests/perf/disk.py [--size MiB] [--bus virtio] ...`
+"""Sequential disk speed in a guest, ours beside QEMU's: `python tests/perf/disk.py [--rounds N] [--size MiB] ...`
 
-The guest is the cloud kernel with busybox; dd reads or writes the raw image past the guest's page cache. The host's
-cache is warm for reads. With --profile also prints where our process's time goes for each request.
+Each round boots the same Linux guest under both programs in turn, with four empty disks: raw and qcow2, virtio-blk and
+IDE. In it `seqio` writes each disk (which allocates its clusters), writes it once more and reads it, past the guest's
+page cache and one request at a time; both programs use the host's page cache (`cache=writeback`, the default of both).
+What the flush after a write takes is told apart, for it is the host's disk alone that is measured by it. Medians in
+MB/s, by the guest's clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import stat
+import statistics
+import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "boot")]
 
-import machine as boot_machine  # noqa: E402
 from machine import Machine  # noqa: E402
 
 from qemupy_setup import guests, initramfs  # noqa: E402
 
-READ = "dd if={disk} of=/dev/null bs={block} count={count} iflag=direct 2>/dev/null"
-WRITE = "dd if=/dev/zero of={disk} bs={block} count={count} oflag=direct conv=fsync 2>/dev/null"
+Speeds = dict[tuple[str, str, str], list[float]]  # by step, bus and format
+PROCESSOR = "processor seconds for 1 GB"
+BUSES = {"virtio": "vd", "ide": "sd"}  # and how the guest calls their disks
+FORMATS = ("raw", "qcow2")
 
 
-def drive(bus: str, image: Path) -> tuple[list[str], str]:
-    """Options and the guest's name of the disk."""
-    if bus == "ide":
-        return ["-drive", f"file={image},format=raw,if=ide,index=0"], "/dev/sda"
-    return ["-drive", f"file={image},format=raw,if=virtio"], "/dev/vda"
+def initrd(folder: Path) -> Path:
+    """The busybox initramfs with disk drivers, and `seqio` in an archive behind it (the kernel takes several)."""
+    program, path = folder / "seqio", folder / "initrd"
+    subprocess.run(["gcc", "-O2", "-static", "-o", program, Path(__file__).with_name("seqio.c")], check=True)
+    more = initramfs.cpio([initramfs.Entry("bin/seqio", stat.S_IFREG | 0o755, program.read_bytes())])
+    base = guests.linux_with_disks().initrd.read_bytes()
+    path.write_bytes(base + bytes(-len(base) % 4) + more)
+    return path
 
 
-def timed(guest_machine: Machine, command: str) -> float:
-    """Seconds by the guest's clock."""
-    lines = guest_machine.run(f"cat /proc/uptime; {command}; cat /proc/uptime", 2400).split("\n")
-    begin, end = (float(line.split()[0]) for line in (lines[0], lines[1]))
-    return end - begin
+def disks(folder: Path, buses: list[str], formats: list[str], size: int) -> list[tuple[str, str, str, list[str]]]:
+    """Fresh images: (bus, format, the guest's name, options of it)."""
+    found = []
+    for bus in buses:
+        for letter, kind in zip("abcd", formats, strict=False):
+            image = folder / f"{bus}.{kind}"
+            image.unlink(missing_ok=True)
+            subprocess.run(["qemu-img", "create", "-q", "-f", kind, image, f"{size}M"], check=True)
+            found.append((bus, kind, f"/dev/{BUSES[bus]}{letter}", ["-drive", f"file={image},format={kind},if={bus}"]))
+    return found
 
 
-def measure(command: list[str], bus: str, image: Path, block: int, size: int, log: Path) -> dict[str, float]:
-    """MB/s of reading and writing, by the guest's clock."""
-    guest = guests.linux_with_disks()
-    options, disk = drive(bus, image)
-    boot_machine.REFERENCE = None
-    boot_machine.program = lambda accelerator: command  # type: ignore[assignment]
-    speeds = {}
-    arguments = ["-m", "256", "-nographic", "-kernel", guest.kernel, "-initrd", guest.initrd,
-                 "-append", "console=ttyS0 quiet", *options]  # fmt: skip
-    with Machine("", *arguments, log=log) as guest_machine:
-        guest_machine.expect(initramfs.READY, 300)
-        guest_machine.expect(initramfs.PROMPT, 60)
-        for name, pattern in (("read", READ), ("write", WRITE)):
-            timed(guest_machine, pattern.format(disk=disk, block=block, count=16))  # warm up
-            took = timed(guest_machine, pattern.format(disk=disk, block=block, count=size // block))
-            speeds[name] = size / took / 1e6
-        guest_machine.send("poweroff -f\n")
-        guest_machine.wait(60)
-    return speeds
+def processor_seconds(pid: int) -> float:
+    """User and system time of all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(command: list[str], folder: Path, given: argparse.Namespace, speeds: Speeds) -> None:
+    """One boot; adds MB/s to `speeds`."""
+    made = disks(folder, given.bus or list(BUSES), given.format or list(FORMATS), given.size)
+    arguments = ["-m", "256", "-nographic", "-kernel", guests.linux_with_disks().kernel, "-initrd", folder / "initrd",
+                 "-append", "console=ttyS0 quiet", *(word for disk in made for word in disk[3])]  # fmt: skip
+    with Machine("", *arguments, log=folder / "console.log", start=command) as guest:
+        guest.expect(initramfs.READY, 300)
+        guest.expect(initramfs.PROMPT, 60)
+        for bus, kind, name, _ in made:
+            for step, verb in (("write, new", "write"), ("write", "write"), ("read", "read")):
+                os.sync()
+                before = processor_seconds(guest.process.pid)
+                answer = guest.run(f"seqio {verb} {name} {given.block} {given.size}", 2400)
+                used = processor_seconds(guest.process.pid) - before
+                took, flushed = (int(word) / 1e9 for word in answer.split()[:2])
+                megabytes = (given.size << 20) / 1e6
+                speeds[step, bus, kind].append(megabytes / took)
+                speeds[f"{step}: {PROCESSOR}", bus, kind].append(used / megabytes * 1000)
+                if verb == "write":
+                    speeds[f"{step}, flushed", bus, kind].append(megabytes / (took + flushed))
+        guest.send("poweroff -f\n")
+        guest.wait(60)
+
+
+def show(results: dict[str, Speeds]) -> None:
+    names = list(results)
+    print(f"\n{'MB/s':<55}" + "".join(f"{name:>20}" for name in names))
+    for key in results[names[0]]:
+        step, bus, kind = key
+        row = f"{bus:<7} {kind:<6} {step:<40}"
+        for name in names:
+            found = results[name][key]
+            digits = 2 if PROCESSOR in step else 0
+            row += f"{statistics.median(found):.{digits}f} ({min(found):.{digits}f}-{max(found):.{digits}f})".rjust(20)
+        print(row)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=1024, help="MiB of the image")
-    parser.add_argument("--block", type=int, default=1024, help="KiB of each dd request")
-    parser.add_argument("--bus", choices=("virtio", "ide"), action="append")
-    parser.add_argument("--accel", default="", help="our accelerator; empty: the default")
-    arguments = parser.parse_args()
-    ours = [str(Path(sys.executable).with_name("qemupy")), *(["-accel", arguments.accel] if arguments.accel else [])]
-    programs = {"qemupy": ours, "qemu": ["qemu-system-x86_64", "-accel", "tcg"]}
-    size = arguments.size << 20
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / "disk.img"
-        with image.open("wb") as file:
-            for _ in range(arguments.size):
-                file.write(b"\x5a" * (1 << 20))
-        for bus in arguments.bus or ["virtio"]:
-            for name, command in programs.items():
-                speeds = measure(command, bus, image, arguments.block << 10, size, Path(folder) / "console.log")
-                print(f"{name:<8} {bus:<7} " + "  ".join(f"{k} {v:7.1f} MB/s" for k, v in speeds.items()), flush=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=1024, help="MiB of each image")
+    parser.add_argument("--block", type=int, default=1024, help="KiB of each request of the guest's program")
+    parser.add_argument("--bus", choices=tuple(BUSES), action="append")
+    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("--only", choices=("qemupy", "qemu"))
+    parser.add_argument("--accel", default="dbt", help="our accelerator")
+    given = parser.parse_args()
+    programs = {"qemupy": [str(Path(sys.executable).with_name("qemupy")), "-accel", given.accel],
+                "qemu": ["qemu-system-x86_64", "-accel", "tcg"]}  # fmt: skip
+    results: dict[str, Speeds] = {name: defaultdict(list) for name in programs if given.only in (None, name)}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp"), prefix="disk-") as folder:
+        initrd(Path(folder))
+        for _ in range(given.rounds):
+            for name, speeds in results.items():
+                measure(programs[name], Path(folder), given, speeds)
+    show(results)
 
 
 if __name__ == "__main__":

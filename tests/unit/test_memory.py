@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qemupy.memory import AddressSpace, GuestRam, MemoryRegion, PortSpace, PyCoreMemory, transaction
 from qemupy.memory.core import MMIO, NO_WRITE, RAM, ROM, CoreRange
+from qemupy.scatter import table
 
 
 class Log:
@@ -121,16 +122,16 @@ def test_dma_views_are_the_memory_itself() -> None:
     """Stand-ins fill the holes, so that a request always has its length; landed bytes are announced where RAM is."""
     core, space, _, _ = build()
     ram = GuestRam(space)
-    views = ram.views([(0x1F00, 0x1200)], True)
+    views = ram.views(table([(0x1F00, 0x1200)]), True)
     assert [len(v) for v in views] == [0x100, 0x1000, 0x100]
     for view in views:
         view[:] = b"x" * len(view)
     assert not core.stores
-    ram.landed([(0x1F00, 0x1200)])
+    ram.landed(table([(0x1F00, 0x1200)]), views)
     assert core.stores == [(0x1F00, 0x100), (0x3000, 0x100)]
     assert ram.read(0x1F00, 0x100) == b"x" * 0x100 and bytes(core.view(0x2000, 0x1000)) == bytes(0x1000)
-    ram.landed([(0x100, 8), (0x200, 8), (0x4000, 8)])
+    ram.landed(table([(0x100, 8), (0x200, 8), (0x4000, 8)]), views)
     assert core.stores[2:] == [(0x100, 8), (0x200, 8), (0x4000, 8)]
-    assert [len(v) for v in ram.views([(0, 16), (32, 8), (0x5000, 4)], True)] == [16, 8, 4]
-    beyond = ram.views([(0xFFF0, 0x30)], False)
+    assert [len(v) for v in ram.views(table([(0, 16), (32, 8), (0x5000, 4)]), True)] == [16, 8, 4]
+    beyond = ram.views(table([(0xFFF0, 0x30)]), False)
     assert bytes(beyond[0]) == bytes(16) and bytes(beyond[1]) == b"\xff" * 32

@@ -12,6 +12,8 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from qemupy.scatter import total
+
 Completion = Callable[[int], None]
 
 
@@ -103,7 +105,7 @@ class MemoryBlock:
         self.queue.append((done, error))
 
     def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
-        data = bytearray(sum(map(len, buffers)))
+        data = bytearray(total(buffers))
         self.read(offset, data, done)
         at = 0
         for buffer in buffers:

@@ -21,6 +21,7 @@ from qemupy.backends.block.permissions import Permission, Use
 from qemupy.errors import BackendError
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
+from qemupy.scatter import total
 
 AT_ONCE = 128 << 10  # bytes copied from the page cache while the vCPU waits; longer copies are for a worker
 READ, WRITE, FLUSH, DISCARD = "rd", "wr", "flush", "unmap"
@@ -199,7 +200,7 @@ class Drive:
         self.writev(offset, (memoryview(data),), done)
 
     def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
-        length = sum(map(len, buffers))
+        length = total(buffers)
         error = self._refusal(offset, length, False)
         node = self.node
         if error or node is None:
@@ -213,7 +214,7 @@ class Drive:
             self._start(request)
 
     def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
-        length = sum(map(len, buffers))
+        length = total(buffers)
         error = self._refusal(offset, length, True)
         node = self.node
         if error or node is None:

@@ -14,6 +14,7 @@ from qemupy.backends.block.node import SECTOR, Buffer, Extent, Node
 from qemupy.backends.block.opening import Flags, Opening
 from qemupy.backends.block.permissions import joint_use
 from qemupy.errors import BackendError
+from qemupy.scatter import Scatter, total
 
 AIO = ("threads", "native", "io_uring")
 
@@ -102,8 +103,10 @@ class FileNode(Node):
     def read_cached(self, offset: int, buffers: Sequence[memoryview]) -> bool:
         if self._direct is not None or len(buffers) > hostfile.IOV_MAX:
             return False
+        if isinstance(buffers, Scatter):
+            return buffers.read_cached(self._fd, offset)
         try:
-            return os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == sum(map(len, buffers))
+            return os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == total(buffers)
         except OSError:
             return False
 
@@ -124,7 +127,7 @@ class FileNode(Node):
             self._direct.write(offset, buffers)
         else:
             hostfile.write_fully(self._fd, offset, buffers)
-        self._grown_to(offset + sum(map(len, buffers)))
+        self._grown_to(offset + total(buffers))
 
     def _grown_to(self, end: int) -> None:
         if end > self.length:

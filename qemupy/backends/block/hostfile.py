@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from qemupy.scatter import Scatter, total
+
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 IOV_MAX = 1024
 BOUNCE = 1 << 20
@@ -35,6 +37,9 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
 
 def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
     """Fill the buffers; what lies beyond the end of the file reads as zeroes."""
+    if isinstance(buffers, Scatter):
+        buffers.read_from(fd, offset)
+        return
     for at, group in _groups(offset, buffers):
         while group:
             count = os.preadv(fd, group, at)
@@ -47,6 +52,9 @@ def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
 
 
 def write_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
+    if isinstance(buffers, Scatter):
+        buffers.write_to(fd, offset)
+        return
     for at, group in _groups(offset, buffers):
         while group:
             count = os.pwritev(fd, group, at)
@@ -128,7 +136,7 @@ class AlignedAccess:
 
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Widened to whole blocks for the lock: a neighbour's bytes in a block that is read first must not change."""
-        end = offset + sum(map(len, buffers))
+        end = offset + total(buffers)
         with self._ranges.hold(offset - offset % self.alignment, end + -end % self.alignment):
             if self._goes_straight(self._write, offset, buffers):
                 return

@@ -11,7 +11,7 @@ before), all else is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from qemupy.backends.block.base import BlockBackend
@@ -39,7 +39,7 @@ IDLE, PIO_IN, PIO_OUT, DMA_IN, DMA_OUT = range(5)
 class Transfer(Protocol):
     """Guest memory that a backend reads or fills."""
 
-    views: list[memoryview]
+    views: Sequence[memoryview]
 
     def landed(self) -> None:
         """The backend is done with the views, whatever came of it."""

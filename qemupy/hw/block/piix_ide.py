@@ -8,7 +8,7 @@ by ones) and the address of a table of descriptors (address, 16-bit count where 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from array import array
 from typing import ClassVar
 
 from qemupy.hw.block.ide import IdeChannel
@@ -17,27 +17,31 @@ from qemupy.hw.core.fields import nested_list
 from qemupy.hw.core.registry import register
 from qemupy.hw.pci.device import PciDevice
 from qemupy.memory import MemoryRegion
+from qemupy.scatter import cut_table
 
 START, TO_MEMORY = 0x01, 0x08
 ACTIVE, ERROR, INTERRUPT = 0x01, 0x02, 0x04
-END_OF_TABLE = 0x80000000
+END_MARK = 0x8000  # in the last 16 bits of a descriptor
 TABLE_PART = 512  # bytes of the table read at once
+DEFINED_BITS = int.from_bytes(struct.pack("<IHH", 0xFFFFFFFE, 0xFFFE, END_MARK) * (TABLE_PART // 8), "little")
 
 
 class MemoryTransfer:
     """Implements ide.Transfer."""
 
-    def __init__(self, master: BusMaster, pieces: list[tuple[int, int]], to_memory: bool) -> None:
+    def __init__(self, master: BusMaster, size: int, to_memory: bool) -> None:
         assert master.dma is not None
-        self._master, self._dma, self._pieces, self._to_memory = master, master.dma, pieces, to_memory
-        self.views = master.dma.views(pieces, to_memory)
+        self._master, self._dma, self._size, self._to_memory = master, master.dma, size, to_memory
+        whole = not master.position and size == master.room
+        self._pieces = master.pieces if whole else cut_table(master.pieces, master.position, size)
+        self.views = master.dma.views(self._pieces, to_memory)
 
     def landed(self) -> None:
         if self._to_memory:
-            self._dma.landed(self._pieces)
+            self._dma.landed(self._pieces, self.views)
 
     def advance(self) -> None:
-        self._master.consume(self._pieces)
+        self._master.position += self._size
 
 
 class BusMaster(State):
@@ -48,7 +52,9 @@ class BusMaster(State):
     table: int = u32()
     dma: Dma | None = None
     function: PciDevice | None = None
-    _pieces: list[tuple[int, int]] = transient(factory=list)  # what is left of the opened phase
+    pieces: bytes = transient(b"")  # guest memory of the opened phase, as `scatter.table` packs it
+    room: int = transient(0)  # its bytes
+    position: int = transient(0)  # how many of them are done with
     _spare: bool = transient(False)  # the table has room beyond the phase
 
     @property
@@ -56,70 +62,55 @@ class BusMaster(State):
         return bool(self.status & ACTIVE) and self.function is not None and self.function.is_master
 
     def open(self, size: int) -> int:
-        """Descriptors of neighbouring memory become one piece."""
-        self._pieces, room, self._spare = [], 0, False
-        pieces, end = self._pieces, -1
-        for address, length, last in self._descriptors():
-            room += length
-            if address == end:
-                pieces[-1] = pieces[-1][0], pieces[-1][1] + length
-            else:
-                pieces.append((address, length))
-            end = address + length
-            if last or room >= size:
-                self._spare = room > size or not last
-                break
-        return min(room, size)
+        addresses, lengths, ended = self._descriptors(size)
+        words = array("Q", bytes(16 * len(addresses)))
+        words[0::2], words[1::2] = addresses, lengths
+        self.pieces, self.position = words.tobytes(), 0
+        self.room = sum(lengths)
+        self._spare = self.room > size or not ended
+        return min(self.room, size)
 
-    def _descriptors(self) -> Iterator[tuple[int, int, bool]]:
-        """(address, length, is the last one) of a table, which does not cross 64 KiB."""
+    def _descriptors(self, size: int) -> tuple[array[int], array[int], bool]:
+        """Addresses and lengths of a table, which does not cross 64 KiB, up to its end mark or until there is room for
+        `size` bytes; was there an end mark? Whole arrays at once: a request has a descriptor for each of its pages."""
         assert self.dma is not None
+        addresses, lengths, room = array("Q"), array("Q"), 0
         at = self.table & ~3
         for start in range(at, at + 0x10000, TABLE_PART):
-            for address, count in struct.iter_unpack("<II", self.dma.read(start, TABLE_PART)):
-                yield address & ~1, (count & 0xFFFE) or 0x10000, bool(count & END_OF_TABLE)
-
-    def _peek_pieces(self, size: int) -> list[tuple[int, int]]:
-        found = []
-        for address, length in self._pieces:
-            if not size:
-                break
-            part = length if length < size else size
-            found.append((address, part))
-            size -= part
-        return found
-
-    def _next_pieces(self, size: int) -> list[tuple[int, int]]:
-        taken = self._peek_pieces(size)
-        self.consume(taken)
-        return taken
-
-    def consume(self, taken: list[tuple[int, int]]) -> None:
-        """These, the first ones, are done with; of the last one perhaps only a part."""
-        if taken:
-            address, length = self._pieces[len(taken) - 1]
-            used = taken[-1][1]
-            del self._pieces[: len(taken)]
-            if used < length:
-                self._pieces.insert(0, (address + used, length - used))
+            defined = int.from_bytes(self.dma.read(start, TABLE_PART), "little") & DEFINED_BITS
+            words, halves = (array(code, defined.to_bytes(TABLE_PART, "little")) for code in "IH")
+            counts, marks = halves[2::4], halves[3::4]
+            used = marks.index(END_MARK) + 1 if END_MARK in marks else len(marks)
+            addresses.extend(array("Q", words[0 : 2 * used : 2]))
+            part = array("Q", counts[:used])
+            if 0 in part:
+                part = array("Q", [count or 0x10000 for count in part])
+            lengths.extend(part)
+            room += sum(part)
+            if END_MARK in marks or room >= size:
+                return addresses, lengths, END_MARK in marks
+        return addresses, lengths, False
 
     def transfer(self, size: int, to_memory: bool) -> MemoryTransfer:
-        return MemoryTransfer(self, self._peek_pieces(size), to_memory)
+        return MemoryTransfer(self, size, to_memory)
 
     def read_memory(self, size: int) -> bytes:
-        assert self.dma is not None
-        return b"".join(self.dma.read(address, length) for address, length in self._next_pieces(size))
+        transfer = self.transfer(size, False)
+        transfer.advance()
+        return b"".join(transfer.views)
 
     def write_memory(self, data: bytes | bytearray | memoryview) -> None:
-        assert self.dma is not None
-        at, view = 0, memoryview(data)
-        for address, length in self._next_pieces(len(view)):
-            self.dma.write(address, view[at : at + length])
-            at += length
+        transfer = self.transfer(len(data), True)
+        at = 0
+        for view in transfer.views:
+            view[:] = data[at : at + len(view)]
+            at += len(view)
+        transfer.landed()
+        transfer.advance()
 
     def close(self) -> None:
         """A table with room left leaves the engine active (Bus Master IDE 1.0, 3.1)."""
-        self._pieces = []
+        self.pieces, self.position = b"", 0
         if not self._spare:
             self.status &= ~ACTIVE
 

@@ -8,7 +8,6 @@ answered after a flush.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import ClassVar
 
 from qemupy.backends.block.base import BlockBackend
@@ -122,21 +121,20 @@ class VirtioBlk(VirtioDevice):
         if not readable or not writable:
             self._malformed(queue, "virtio-blk missing headers")
             return
-        if len(readable[0]) != HEADER.size:
-            readable = _split(readable, HEADER.size)
-            if len(readable[0]) != HEADER.size:
-                self._malformed(queue, "virtio-blk request outhdr too short")
-                return
-        kind, _priority, sector = HEADER.unpack(readable[0])
+        if readable.size < HEADER.size:
+            self._malformed(queue, "virtio-blk request outhdr too short")
+            return
+        first = readable[0]
+        header = first[: HEADER.size] if len(first) >= HEADER.size else b"".join(readable.cut(0, HEADER.size))
+        kind, _priority, sector = HEADER.unpack(header)
         request = Request(self, queue, chain)
         if kind == IN:
-            last = writable[-1]
-            data = writable[:-1] if len(last) == 1 else [*writable[:-1], last[:-1]]
-            if request.in_range(sector, sum(map(len, data))):
+            data = writable.cut(0, writable.size - 1)
+            if request.in_range(sector, data.size):
                 self.block.readv(sector * SECTOR, data, self.guarded(request.done))
         elif kind == OUT:
-            data = readable[1:]
-            if request.in_range(sector, sum(map(len, data))):
+            data = readable.cut(HEADER.size, readable.size)
+            if request.in_range(sector, data.size):
                 after = request.done if self.wce else request.flush
                 self.block.writev(sector * SECTOR, data, self.guarded(after))
         elif kind == FLUSH:
@@ -144,7 +142,7 @@ class VirtioBlk(VirtioDevice):
         elif kind == GET_ID:
             self._get_id(request)
         elif kind in (DISCARD, WRITE_ZEROES):
-            self._change_range(request, kind, b"".join(readable[1:]) if len(readable) < 8 else b"")
+            self._change_range(request, kind, b"".join(readable.cut(HEADER.size, RANGE.size + 1)))
         else:
             request.finish(UNSUPP)
 
@@ -154,8 +152,8 @@ class VirtioBlk(VirtioDevice):
 
     def _get_id(self, request: Request) -> None:
         data = self.serial.encode()[:ID_SIZE].ljust(ID_SIZE, b"\0")
-        status = len(request.chain.writable[-1]) - 1
-        for view in (*request.chain.writable[:-1], request.chain.writable[-1][:status]):
+        writable = request.chain.writable
+        for view in writable.cut(0, writable.size - 1):
             view[: len(data)] = data[: len(view)]
             data = data[len(view) :]
         request.finish(OK)
@@ -210,18 +208,7 @@ class Request:
         """The status is the last byte that the device may write."""
         writable = self.chain.writable
         writable[-1][-1] = status
-        self.device.complete(self.queue, self.chain, sum(map(len, writable)))
-
-
-def _split(views: Sequence[memoryview], first: int) -> list[memoryview]:
-    """The same bytes with the first `first` of them in a piece of their own (shorter if there are fewer)."""
-    head, rest = bytearray(), []
-    for view in views:
-        part = min(first - len(head), len(view))
-        head += view[:part]
-        if part < len(view):
-            rest.append(view[part:])
-    return [memoryview(head), *rest]
+        self.device.complete(self.queue, self.chain, writable.size)
 
 
 @register("virtio-blk-pci", bus="PCI", aliases=("virtio-blk",))

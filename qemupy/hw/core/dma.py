@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-Pieces = Sequence[tuple[int, int]]  # (guest-physical address, bytes)
+from qemupy.scatter import pairs
 
 
 class Dma(Protocol):
@@ -16,11 +16,12 @@ class Dma(Protocol):
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None: ...
 
-    def views(self, pieces: Pieces, to_memory: bool) -> list[memoryview]:
-        """Guest memory itself, for a request that a backend works on: as many bytes as the pieces have, with stand-ins
-        for what is not RAM. After the last byte has been put there, and before the guest is told, call `landed`."""
+    def views(self, pieces: bytes, to_memory: bool) -> Sequence[memoryview]:
+        """Guest memory itself, for a request that a backend works on: as many bytes as the pieces (`scatter.table`)
+        have, with stand-ins for what is not RAM. After the last byte has been put there, and before the guest is told,
+        call `landed`."""
 
-    def landed(self, pieces: Pieces) -> None:
+    def landed(self, pieces: bytes, views: Sequence[memoryview]) -> None:
         """Somebody wrote through `views`, or may have: mark the pages dirty, invalidate their code."""
 
 
@@ -34,15 +35,15 @@ class FlatDma:
     def read(self, gpa: int, size: int) -> bytes:
         return bytes(self.ram[gpa : gpa + size]).ljust(size, b"\xff")
 
-    def views(self, pieces: Pieces, to_memory: bool) -> list[memoryview]:
+    def views(self, pieces: bytes, to_memory: bool) -> Sequence[memoryview]:
         found = []
-        for gpa, size in pieces:
+        for gpa, size in pairs(pieces):
             inside = max(min(size, len(self.ram) - gpa), 0)
             found += [memoryview(self.ram)[gpa : gpa + inside], memoryview(bytearray(b"\xff" * (size - inside)))]
         return [view for view in found if view]
 
-    def landed(self, pieces: Pieces) -> None:
-        self.landings += pieces
+    def landed(self, pieces: bytes, views: Sequence[memoryview]) -> None:
+        self.landings += pairs(pieces)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         end = min(gpa + len(data), len(self.ram))

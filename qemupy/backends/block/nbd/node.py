@@ -22,6 +22,7 @@ from qemupy.backends.block.nbd.connection import Connection
 from qemupy.backends.block.node import SECTOR, Buffer, Extent, Node
 from qemupy.backends.block.opening import Opening
 from qemupy.errors import BackendError, ConfigError
+from qemupy.scatter import total
 
 CONNECT_SECONDS = 10.0
 _RETRY_SECONDS = 0.2
@@ -130,13 +131,13 @@ class NbdNode(Node):
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """The last sector of an export of odd size ends in zeroes."""
-        length = sum(map(len, buffers))
+        length = total(buffers)
         if offset + length > self.export.size:
             buffers = _cut(buffers, max(self.export.size - offset, 0))
         self._access.read(offset, buffers)
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        if offset + sum(map(len, buffers)) > self.export.size:
+        if offset + total(buffers) > self.export.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._access.write(offset, buffers)
 

@@ -21,6 +21,7 @@ from qemupy.backends.block.qcow2.metadata import L2_CACHE, REFCOUNT_CACHE, Metad
 from qemupy.backends.block.qcow2.snapshots import Snapshots
 from qemupy.backends.block.qcow2.tables import Buffer, ByteFile, read_bytes
 from qemupy.errors import BackendError
+from qemupy.scatter import cut, total
 
 _ZEROS = bytes(1 << 16)
 _SYNC_PENDING = 1 << 16  # clusters waiting to be freed before a sync is made for their sake
@@ -101,7 +102,7 @@ class Qcow2Disk:
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
         with self.meta.request():
-            self._read_runs(self.mapping.lookup(offset, _total(buffers)), offset, buffers)
+            self._read_runs(self.mapping.lookup(offset, total(buffers)), offset, buffers)
 
     def read_cached(self, offset: int, buffers: Sequence[memoryview]) -> bool:
         """Fill the buffers if they lie in one piece of the file below, and that has it in memory."""
@@ -114,7 +115,7 @@ class Qcow2Disk:
             entry = meta.l1.values[index] if index < len(meta.l1.values) else 0
             if not entry or meta.l2.cached(entry & ~(1 << 63)) is None:
                 return False
-            runs = self.mapping.lookup(offset, _total(buffers))
+            runs = self.mapping.lookup(offset, total(buffers))
             return len(runs) == 1 and runs[0].kind is Kind.NORMAL and bool(cached(runs[0].host, buffers))
         except OSError:
             return False
@@ -162,7 +163,7 @@ class Qcow2Disk:
 
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
         self._must_be_writable()
-        length, done = _total(buffers), 0
+        length, done = total(buffers), 0
         self._bitmaps.written(offset, length)
         with self.meta.request():
             while done < length:
@@ -184,7 +185,7 @@ class Qcow2Disk:
         if meta.l2.crowded or meta.refcounts.blocks.crowded or len(meta.pending) > _SYNC_PENDING:
             meta.sync()
 
-    def _write_new(self, plan: Plan, data: list[memoryview]) -> None:
+    def _write_new(self, plan: Plan, data: Sequence[memoryview]) -> None:
         """Write the data with what else their clusters hold, then link the clusters."""
         size = self.meta.geometry.cluster_size
         head = plan.offset & (size - 1)
@@ -192,7 +193,8 @@ class Qcow2Disk:
         try:
             before = self._around(plan, plan.offset - head, head)
             after = self._around(plan, plan.offset + plan.length, tail)
-            self.file.writev(plan.host - _total(before), [*before, *data, *after])
+            whole = [*before, *data, *after] if before or after else data
+            self.file.writev(plan.host - total(before), whole)
             self.mapping.link(plan)
         except BaseException:
             self.mapping.cancel(plan)
@@ -308,26 +310,6 @@ class Qcow2Disk:
             while self.meta.dirty:  # the frees of a sync are written by the next
                 self.flush()
             self._bitmaps.store()
-
-
-def _total(buffers: Sequence[memoryview]) -> int:
-    return len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-
-
-def cut(buffers: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
-    """The part of a vector from `start` on, `length` bytes long."""
-    pieces: list[memoryview] = []
-    for buffer in buffers:
-        if length <= 0:
-            break
-        if start >= len(buffer):
-            start -= len(buffer)
-            continue
-        piece = buffer[start : start + length] if start or length < len(buffer) else buffer
-        pieces.append(piece)
-        length -= len(piece)
-        start = 0
-    return pieces
 
 
 def _fill_zeros(buffers: Sequence[memoryview]) -> None:

@@ -1,0 +1,79 @@
+/* Scatter-gather lists: cutting them, and reads and writes that go on until all is done. */
+#include "base/iov.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum { MOST = 1024, SECTOR = 512 }; /* IOV_MAX, pieces of one system call */
+
+/* What is left of a list: `skip` bytes of the first piece are done with. */
+typedef struct Rest {
+    const struct iovec *iov;
+    u32 n;
+    u64 skip;
+} Rest;
+
+static void advance(Rest *r, u64 done) {
+    for (r->skip += done; r->n && r->skip >= r->iov->iov_len; r->iov++, r->n--) r->skip -= r->iov->iov_len;
+}
+
+u32 iov_cut(const struct iovec *iov, u32 n, u64 start, u64 size, struct iovec *out) {
+    Rest r = {.iov = iov, .n = n};
+    u32 count = 0;
+    advance(&r, start);
+    for (; r.n && size; r.iov++, r.n--, r.skip = 0) {
+        u64 left = r.iov->iov_len - r.skip, part = left < size ? left : size;
+        out[count++] = (struct iovec){(u8 *)r.iov->iov_base + r.skip, part};
+        size -= part;
+    }
+    return count;
+}
+
+/* The pieces for the next call: in place, unless the first one is begun already. */
+static u32 next_call(const Rest *r, struct iovec *buffer, const struct iovec **pieces) {
+    u32 n = r->n < MOST ? r->n : MOST;
+    *pieces = r->iov;
+    if (r->skip) *pieces = buffer, n = iov_cut(r->iov, n, r->skip, ~0ull, buffer);
+    return n;
+}
+
+static void fill_zeros(Rest r) {
+    for (; r.n; r.iov++, r.n--, r.skip = 0) memset((u8 *)r.iov->iov_base + r.skip, 0, r.iov->iov_len - r.skip);
+}
+
+int iov_read(int fd, u64 offset, const struct iovec *iov, u32 n) {
+    struct iovec buffer[MOST];
+    const struct iovec *pieces;
+    Rest r = {.iov = iov, .n = n};
+    for (advance(&r, 0); r.n;) {
+        u32 count = next_call(&r, buffer, &pieces);
+        ssize_t done = preadv(fd, pieces, (int)count, (off_t)offset);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) return -errno;
+        advance(&r, (u64)done);
+        offset += (u64)done;
+        if (!done || done % SECTOR) return fill_zeros(r), 0; /* the end; O_DIRECT would refuse to go on from there */
+    }
+    return 0;
+}
+
+int iov_write(int fd, u64 offset, const struct iovec *iov, u32 n) {
+    struct iovec buffer[MOST];
+    const struct iovec *pieces;
+    Rest r = {.iov = iov, .n = n};
+    for (advance(&r, 0); r.n;) {
+        u32 count = next_call(&r, buffer, &pieces);
+        ssize_t done = pwritev(fd, pieces, (int)count, (off_t)offset);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) return -errno;
+        if (!done) return -EIO;
+        advance(&r, (u64)done);
+        offset += (u64)done;
+    }
+    return 0;
+}
+
+u64 iov_read_cached(int fd, u64 offset, const struct iovec *iov, u32 n) {
+    ssize_t done = n <= MOST ? preadv2(fd, iov, (int)n, (off_t)offset, RWF_NOWAIT) : 0;
+    return done < 0 ? 0 : (u64)done;
+}

@@ -1,0 +1,114 @@
+"""Memory in pieces: what a request of a guest reads from or writes to.
+
+The block layer takes any sequence of memoryviews. A `Scatter` is one that keeps its pieces in a table of addresses and
+sizes, as preadv wants them: a request of a megabyte has 256 pages, and an object for each costs more than the copying.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+from qemupy._core import ffi, lib
+
+_WORDS = struct.Struct("=QQ")  # an entry of a table: address and size
+_PIECE = _WORDS.size
+
+
+def _words(data: bytes | bytearray) -> object:
+    return ffi.from_buffer("uint64_t[]", data)
+
+
+def table(pieces: Iterable[tuple[int, int]]) -> bytes:
+    """Addresses and sizes, packed; of guest memory they are guest-physical."""
+    return b"".join(_WORDS.pack(*piece) for piece in pieces)
+
+
+def pairs(table: bytes) -> Iterator[tuple[int, int]]:
+    """The reverse of `table`."""
+    return _WORDS.iter_unpack(table)
+
+
+class Scatter(Sequence[memoryview]):
+    """`table` holds native 64-bit words, address and size in turn, `size` bytes in all. Who makes one sees to it that
+    the memory stays where it is for as long."""
+
+    __slots__ = ("size", "table")
+
+    def __init__(self, table: bytes, size: int) -> None:
+        self.table, self.size = table, size
+
+    def __len__(self) -> int:
+        return len(self.table) // _PIECE
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[memoryview]: ...
+
+    def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        at = range(0, len(self.table), _PIECE)[index] >> 3
+        words = memoryview(self.table).cast("Q")
+        return memoryview(ffi.buffer(ffi.cast("uint8_t *", words[at]), words[at + 1]))
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return (self[n] for n in range(len(self)))
+
+    def cut(self, start: int, length: int) -> Scatter:
+        """The part from byte `start` on, `length` bytes of it or what there is."""
+        length = max(min(length, self.size - start), 0)
+        return self if length == self.size else Scatter(cut_table(self.table, start, length), length)
+
+    # Host I/O, on any thread; OSError
+
+    def read_from(self, fd: int, offset: int) -> None:
+        """Fill all of it from a file; what lies beyond the file's end reads as zeros."""
+        _check(lib.qpy_iov_read(fd, offset, _words(self.table), len(self)))
+
+    def write_to(self, fd: int, offset: int) -> None:
+        _check(lib.qpy_iov_write(fd, offset, _words(self.table), len(self)))
+
+    def read_cached(self, fd: int, offset: int) -> bool:
+        """Fill it with what the host has in its page cache; False if that is not all."""
+        return bool(lib.qpy_iov_read_cached(fd, offset, _words(self.table), len(self)) == self.size)
+
+
+def cut_table(table: bytes, start: int, length: int) -> bytes:
+    """The entries for `length` bytes from `start` on; addresses may be of any kind."""
+    out = bytearray(len(table))
+    count = lib.qpy_iov_cut(_words(table), len(table) // _PIECE, start, length, _words(out))
+    return bytes(memoryview(out)[: count * _PIECE])
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(-result, os.strerror(-result))
+
+
+def total(buffers: Sequence[memoryview]) -> int:
+    """Bytes of all pieces."""
+    if isinstance(buffers, Scatter):
+        return buffers.size
+    return len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+
+
+def cut(buffers: Sequence[memoryview], start: int, length: int) -> Sequence[memoryview]:
+    """The part of a vector from `start` on, `length` bytes of it or what there is."""
+    if isinstance(buffers, Scatter):
+        return buffers.cut(start, length)
+    pieces: list[memoryview] = []
+    for buffer in buffers:
+        if length <= 0:
+            break
+        if start >= len(buffer):
+            start -= len(buffer)
+            continue
+        piece = buffer[start : start + length] if start or length < len(buffer) else buffer
+        pieces.append(piece)
+        length -= len(piece)
+        start = 0
+    return pieces
