@@ -30,7 +30,8 @@ enum {
     QPY_LOG_OUT_ASM = 1 << 9,  /* translated code */
     QPY_LOG_OP = 1 << 10,      /* what a translator makes of each instruction */
     QPY_LOG_NOCHAIN = 1 << 11, /* every block is entered from the dispatcher, where QPY_LOG_EXEC and _CPU see it */
-    QPY_LOG_PCALL = 1 << 12    /* far calls and returns */
+    QPY_LOG_PCALL = 1 << 12,   /* far calls and returns */
+    QPY_LOG_HANDLER = 1 << 13  /* qpy_vcpu_handlers() counts */
 };
 void qpy_log_set(uint32_t mask, int fd); /* [any] fd: where the text goes; stays the caller's */
 uint32_t qpy_log_mask(void);             /* [any] */
@@ -349,6 +350,14 @@ void qpy_vcpu_get_state(QpyVcpu *v, QpyCpuState *out);
 int qpy_cpu_state_check(const QpyCpuState *in);            /* what set_state would answer */
 int qpy_vcpu_set_state(QpyVcpu *v, const QpyCpuState *in); /* -EINVAL if it cannot be a CPU's state */
 void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out);
+
+/* Instructions that translated code left to their handlers while QPY_LOG_HANDLER was on, in no order. At most max; how
+ * many there are. */
+typedef struct QpyHandlerCount {
+    char name[40];
+    uint64_t calls;
+} QpyHandlerCount;
+uint32_t qpy_vcpu_handlers(QpyVcpu *v, QpyHandlerCount *out, uint32_t max);
 
 /* Debug view of memory, no side effects. translate: 0 and *gpa, or -EFAULT. read: number of bytes read from the start.
  */

@@ -23,6 +23,7 @@ UNIMP = 1 << 10
 GUEST_ERRORS = 1 << 11
 MMU = 1 << 12
 NOCHAIN = 1 << 15
+HANDLER = 1 << 16
 FPU = 1 << 17
 
 # QEMU's items, less those of user-mode emulation and plugins.
@@ -42,6 +43,7 @@ CATEGORIES: dict[str, tuple[int, str]] = {
     "unimp": (UNIMP, "log unimplemented functionality"),
     "guest_errors": (GUEST_ERRORS, "log when the guest OS does something invalid (eg a non-existent register)"),
     "nochain": (NOCHAIN, 'do not chain compiled TBs so that "exec" and "cpu" show complete traces'),
+    "handler": (HANDLER, "count the instructions that translated code leaves to handlers: info jit shows them"),
 }
 
 enabled: int = 0

@@ -19,6 +19,7 @@ enum {
     LOG_OP = 1 << 10,
     LOG_NOCHAIN = 1 << 11,
     LOG_PCALL = 1 << 12,
+    LOG_HANDLER = 1 << 13,
 };
 
 extern u32 log_mask;

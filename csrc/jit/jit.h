@@ -13,6 +13,7 @@
 #define QPY_JIT_JIT_H
 
 #include "interp/block.h"
+#include "jit/tally.h"
 
 #define JIT_MODES      16
 #define JIT_CACHE_SIZE 16384u /* entries of one mode's jump cache */
@@ -91,6 +92,7 @@ typedef struct Jit {
     JitStats stats;
     bool single; /* blocks are entered one by one: no regions */
     struct Lockstep *lockstep;
+    Tally tally;
 } Jit;
 
 /* Why this host cannot run translated code (BMI2, LAHF); NULL: it can. */

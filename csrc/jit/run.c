@@ -26,6 +26,11 @@ static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
     return c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode;
 }
 
+static u64 run_handler_counted(Cpu *c, const Insn *in, u64 next) {
+    tally_add(&c->jit->tally, in);
+    return run_handler(c, in, next);
+}
+
 /* The host raised an exception in a translated instruction: it is the guest's. */
 static _Noreturn void raise_fault(Cpu *c, const Insn *in, u64 next) {
     c->cc = cc_from_ax((u16)c->jit_ax);
@@ -142,6 +147,7 @@ void jit_run(Cpu *c) {
     JitExit *from = NULL;
     interp_begin(c);
     jit_flushed(c);
+    c->jit_fn[0] = (const void *)(log_on(LOG_HANDLER) ? run_handler_counted : run_handler);
     for (;;) {
         Block *b = NULL;
         jit_take_flushes(c);

@@ -82,6 +82,12 @@ static void write_perf_map(const Trans *t) {
     fflush(map);
 }
 
+void tally_name(u32 what, char *out, size_t size) {
+    const char *name = ZydisMnemonicGetString((ZydisMnemonic)(what & 0xffff));
+    snprintf(out, size, "%s%s%s%s", what & TALLY_LOCK ? "lock " : "", what & TALLY_REP ? "rep " : "",
+             name ? name : "(bad)", what & TALLY_MEM ? " mem" : "");
+}
+
 void jit_trace(Trans *t) {
     if (t->c->machine->perfmap) write_perf_map(t);
     if (!log_on(LOG_OUT_ASM | LOG_OP) || !log_wants(linear(t, t->b->rip))) return;

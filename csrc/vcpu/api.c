@@ -260,6 +260,20 @@ void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
     out->jit_compared = j->compared;
 }
 
+uint32_t qpy_vcpu_handlers(QpyVcpu *v, QpyHandlerCount *out, uint32_t max) {
+    u32 n = 0;
+    for (u32 i = 0; v->jit && i < TALLY_SIZE; i++) {
+        const TallyEntry *e = &v->jit->tally.entry[i];
+        if (!e->calls) continue;
+        if (n < max) {
+            out[n].calls = e->calls;
+            tally_name(e->what, out[n].name, sizeof out[n].name);
+        }
+        n++;
+    }
+    return n;
+}
+
 int qpy_vcpu_translate(QpyVcpu *v, uint64_t lin, uint64_t *gpa) {
     return mmu_translate_debug(v, lin, gpa) ? 0 : -EFAULT;
 }

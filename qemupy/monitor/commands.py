@@ -5,6 +5,7 @@ All run in the main loop with the BQL held. Mistakes are MonitorError.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
@@ -52,6 +53,7 @@ class JitInfo:
     port_accesses: int
     mmio_accesses: int
     translator: dict[str, int]  # counters of the translator, empty where there is none
+    handlers: dict[str, int]  # instructions left to handlers while `-d handler` was on, most frequent first
     drift: tuple[int, int, int] | None  # -icount: ns behind the host at most, ahead at most, ahead now
 
 
@@ -168,12 +170,15 @@ def query_jit(vm: Vm) -> JitInfo:
     translator = {} if vm.accel.name == "interp" else {
         label: total(name) for label, name in _TRANSLATOR_COUNTERS
     }  # fmt: skip
+    handlers: collections.Counter[str] = collections.Counter()
+    for vcpu in vm.vcpus:
+        handlers.update(vcpu.handlers())
     counted = vm.config.icount is not None and vm.accel.clock is not None
     return JitInfo(
         accel=vm.accel.name, instructions=total("icount"), blocks=total("block"), decoded=total("decode"),
         invalidated=total("smc"), tlb_fills=total("tlb_fill"), tlb_flushes=total("tlb_flush"),
         exceptions=total("exc"), interrupts=total("irq"), port_accesses=total("pio"), mmio_accesses=total("mmio"),
-        translator=translator,
+        translator=translator, handlers=dict(handlers.most_common()),
         drift=vm.accel.clock.drift() if counted and vm.accel.clock is not None else None,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from qemupy.errors import MonitorError
@@ -11,6 +12,7 @@ from qemupy.monitor.cpu_registers import register_lines
 from qemupy.monitor.hmp import Hmp
 from qemupy.monitor.paging import CR0_PG, pages, ranges, rights_text, tlb_line
 
+_HANDLERS_SHOWN = 40
 _DELIVERY = ("Fixed", "LowPrio", "SMI", "...", "NMI", "INIT", "SIPI", "ExtINT")
 _TIMER_MODES = ("one-shot", "periodic", "tsc-deadline", "...")
 _LVT_MASKED, _LVT_LEVEL, _LVT_LOW, _LVT_REMOTE_IRR = 1 << 16, 1 << 15, 1 << 13, 1 << 14
@@ -50,6 +52,10 @@ def hmp_info_jit(mon: Hmp) -> None:
     if info.translator:
         mon.print("\nTranslator:")
     for name, value in info.translator.items():
+        mon.print(f"{name:<23} {value}")
+    if info.handlers:
+        mon.print("\nHandler calls:")
+    for name, value in itertools.islice(info.handlers.items(), _HANDLERS_SHOWN):
         mon.print(f"{name:<23} {value}")
     if info.drift is not None:
         _print_drift(mon, *info.drift)

@@ -79,6 +79,9 @@ class Vcpu(Protocol):
     def stats(self) -> Any:
         """Counters with api.h's names (QpyVcpuStats)."""
 
+    def handlers(self) -> dict[str, int]:
+        """Calls of instruction handlers from translated code, by instruction, while `-d handler` is on."""
+
     def translate(self, linear: int) -> int | None: ...
 
     def read(self, linear: int, size: int) -> bytes: ...
@@ -161,6 +164,9 @@ class FakeVcpu:
 
     def stats(self) -> Any:
         return SimpleNamespace(icount=0, tlb_fill=0, tlb_flush=0, pio=0, mmio=0, exc=0, irq=0, block=0, decode=0, smc=0)
+
+    def handlers(self) -> dict[str, int]:
+        return {}
 
     def translate(self, linear: int) -> int | None:
         return linear

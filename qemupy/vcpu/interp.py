@@ -95,7 +95,7 @@ _LOG_BITS = (
     (trace.CPU, lib.QPY_LOG_CPU), (trace.CPU_RESET, lib.QPY_LOG_CPU_RESET), (trace.UNIMP, lib.QPY_LOG_UNIMP),
     (trace.GUEST_ERRORS, lib.QPY_LOG_GUEST_ERRORS), (trace.MMU, lib.QPY_LOG_MMU), (trace.FPU, lib.QPY_LOG_FPU),
     (trace.OUT_ASM, lib.QPY_LOG_OUT_ASM), (trace.OP, lib.QPY_LOG_OP), (trace.NOCHAIN, lib.QPY_LOG_NOCHAIN),
-    (trace.PCALL, lib.QPY_LOG_PCALL),
+    (trace.PCALL, lib.QPY_LOG_PCALL), (trace.HANDLER, lib.QPY_LOG_HANDLER),
 )  # fmt: skip
 
 
@@ -276,6 +276,12 @@ class InterpVcpu:
         out = ffi.new("QpyVcpuStats *")
         lib.qpy_vcpu_stats(self.handle, out)
         return out
+
+    def handlers(self) -> dict[str, int]:
+        """Calls of instruction handlers from translated code, by instruction, while `-d handler` was on."""
+        out = ffi.new("QpyHandlerCount[1024]")
+        n = lib.qpy_vcpu_handlers(self.handle, out, len(out))
+        return {ffi.string(out[i].name).decode(): out[i].calls for i in range(n)}
 
     def translate(self, linear: int) -> int | None:
         gpa = ffi.new("uint64_t *")
