@@ -94,6 +94,7 @@ enum {
     MODE_OSFXSR = 1 << 12, MODE_OSXSAVE = 1 << 13, MODE_AVX = 1 << 14, /* XCR0 enables AVX */
     MODE_FPUNMASK = 1 << 15, MODE_SSEUNMASK = 1 << 16, /* an FP exception of that class is unmasked */
     MODE_SMAP_AC = 1 << 17,
+    MODE_SMAP = 1 << 19,  /* CR4.SMAP: STAC and CLAC change MODE_SMAP_AC */
     MODE_STEP = 1 << 18,  /* TF, or an armed breakpoint: one instruction at a time */
 };
 
@@ -248,7 +249,7 @@ struct Cpu {
     u64 jit_pairs;            /* where translated code begins on the stack of return addresses */
     const void *jit_cache;    /* jump cache of the mode that runs */
     u64 jit_tmp[3];
-    u64 jit_mask[3];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits */
+    u64 jit_mask[5];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits, 63, 31 */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
     const void *jit_fn[4];    /* C functions it calls */
     FlushLog flush_log;

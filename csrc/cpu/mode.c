@@ -55,8 +55,8 @@ static u32 control_mode(const Cpu *c) {
             : c->cpl == 0 ? MODE_CPL0
                           : 0) |
            (c->cr0 & CR0_EM ? MODE_EM : 0) | (c->cr0 & CR0_MP ? MODE_MP : 0) | (c->cr0 & CR0_TS ? MODE_TS : 0) |
-           (c->cr4 & CR4_OSFXSR ? MODE_OSFXSR : 0) | (c->cr4 & CR4_OSXSAVE ? MODE_OSXSAVE : 0) |
-           ((c->xcr0 & 6) == 6 && (c->cr4 & CR4_OSXSAVE) ? MODE_AVX : 0);
+           (c->cr4 & CR4_SMAP ? MODE_SMAP : 0) | (c->cr4 & CR4_OSFXSR ? MODE_OSFXSR : 0) |
+           (c->cr4 & CR4_OSXSAVE ? MODE_OSXSAVE : 0) | ((c->xcr0 & 6) == 6 && (c->cr4 & CR4_OSXSAVE) ? MODE_AVX : 0);
 }
 
 /* Breakpoint kinds armed in DR7: R/W 0 are instruction breakpoints, the others are watched by the slow paths. */

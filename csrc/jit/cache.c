@@ -70,6 +70,8 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     c->jit_mask[0] = (u64)(TLB_SIZE - 1) << PAGE_BITS;
     c->jit_mask[1] = PAGE_MASK;
     c->jit_mask[2] = JIT_CACHE_SIZE - 1;
+    c->jit_mask[3] = 63;
+    c->jit_mask[4] = 31;
     block_drop_hook = jit_drop;
     jit_faults_init();
     j->loop_is_fast = loop_is_fast();

@@ -14,6 +14,7 @@ void cold_helper(Trans *t, u8 *site) { cold_add(t, site); }
 static JitExit *exit_new(Trans *t, u64 rip) {
     JitExit *x = jit_alloc(t->jit, sizeof *x);
     x->rip = rip;
+    x->mode = t->mode_after;
     return x;
 }
 
@@ -130,6 +131,14 @@ void emit_goto(Trans *t, u64 rip, bool poll) {
     JitExit *x = exit_new(t, rip);
     x87_settle(t);
     if (poll) emit_poll(t, x);
+    emit_transfer(t, x, false);
+    t->ended = true;
+}
+
+void emit_goto_shadowed(Trans *t, u64 rip) {
+    JitExit *x = exit_new(t, rip);
+    x->shadow = true;
+    x87_settle(t);
     emit_transfer(t, x, false);
     t->ended = true;
 }

@@ -49,6 +49,7 @@ static u16 killed(const Guest *g) {
 
 static u16 used(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
+    if (g->in->map == 0 && g->in->opcode == 0x9c) return FL_CC; /* PUSHF */
     if (g->in->flags & INF_END && !(g->in->flags & INF_PLAIN && direct_branch(g->in))) return FL_CC;
     if (is_shift(g) && count_may_be_zero(g)) return FL_CC;
     return f ? f->tested & FL_CC : 0;
@@ -56,7 +57,7 @@ static u16 used(const Guest *g) {
 
 static u16 live_at(const Trans *t, unsigned insn) { return insn < t->n ? t->guest[insn].live : FL_CC; }
 
-static u16 live_behind(const Trans *t, unsigned i) {
+u16 flags_live_behind(const Trans *t, unsigned i) {
     const Guest *g = &t->guest[i];
     if (!(g->in->flags & INF_END)) return live_at(t, i + 1);
     if (!(g->in->flags & INF_PLAIN) || !direct_branch(g->in)) return FL_CC;
@@ -71,7 +72,7 @@ void flags_liveness(Trans *t) {
         changed = false;
         for (unsigned i = t->n; i--;) {
             Guest *g = &t->guest[i];
-            u16 live = (u16)((live_behind(t, i) & ~killed(g)) | used(g));
+            u16 live = (u16)((flags_live_behind(t, i) & ~killed(g)) | used(g));
             changed |= live != g->live;
             g->live = live;
         }

@@ -20,7 +20,7 @@ void group_registers(Guest *g, const ZydisDecodedOperand *ops) {
     const Insn *in = g->in;
     unsigned op = in->map ? 0x100u : in->opcode, ext = g->zi.raw.modrm.reg;
     bool to_rsp = g->zi.raw.modrm.mod == 3 && g->zi.raw.modrm.rm == R_RSP && !g->zi.raw.rex.B && in->osz == 8;
-    if ((op & 0xf8) == 0x50 || op == 0x68 || op == 0x6a || (op == 0xff && ext == 6)) g->sp_change = -8;
+    if ((op & 0xf8) == 0x50 || op == 0x68 || op == 0x6a || op == 0x9c || (op == 0xff && ext == 6)) g->sp_change = -8;
     else if ((op & 0xf8) == 0x58 && in->rm != ROFF(R_RSP)) g->sp_change = 8;
     else if ((op == 0x81 || op == 0x83) && to_rsp && ext == 0) g->sp_change = (i32)in->imm;
     else if ((op == 0x81 || op == 0x83) && to_rsp && ext == 5) g->sp_change = -(i32)in->imm;

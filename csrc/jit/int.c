@@ -98,13 +98,24 @@ static bool two_byte_use(const Guest *g, Use *u) {
     }
 }
 
+static bool three_byte_use(const Guest *g, Use *u) {
+    bool first = g->in->opcode == 0xf0;
+    switch (g->zi.mnemonic) {
+    case ZYDIS_MNEMONIC_MOVBE: *u = (Use){.rm = first ? RD : WR, .reg = first ? WR : RD}; return true;
+    case ZYDIS_MNEMONIC_CRC32: *u = (Use){.rm = RD, .reg = RW, .rm_size = first}; return true;
+    case ZYDIS_MNEMONIC_ADCX:
+    case ZYDIS_MNEMONIC_ADOX: *u = (Use){.rm = RD, .reg = RW}; return true;
+    default: return false;
+    }
+}
+
 static bool use_of(const Guest *g, Use *u) {
     *u = (Use){0};
     if (g->zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) return false;
     switch (g->in->map) {
     case 0: return one_byte_use(g, u);
     case 1: return two_byte_use(g, u);
-    case 2: return (g->in->opcode & 0xfe) == 0xf0 && g->zi.mnemonic == ZYDIS_MNEMONIC_CRC32 ? false : false;
+    case 2: return three_byte_use(g, u);
     default: return false;
     }
 }
@@ -131,8 +142,15 @@ static unsigned enc_flags(const Guest *g, const Use *u) {
     if (in->flags & INF_LOCK) f |= E_LOCK;
     if (u->byte || u->rm_size == 1) f |= E_BYTE_RM;
     if (u->byte && u->reg != EXT) f |= E_BYTE_REG;
-    if (in->op == ZYDIS_MNEMONIC_TZCNT || in->op == ZYDIS_MNEMONIC_LZCNT || in->op == ZYDIS_MNEMONIC_POPCNT) f |= E_F3;
-    return f;
+    switch (in->op) {
+    case ZYDIS_MNEMONIC_TZCNT:
+    case ZYDIS_MNEMONIC_LZCNT:
+    case ZYDIS_MNEMONIC_POPCNT:
+    case ZYDIS_MNEMONIC_ADOX: return f | E_F3;
+    case ZYDIS_MNEMONIC_ADCX: return f | E_66;
+    case ZYDIS_MNEMONIC_CRC32: return f | E_F2;
+    default: return f;
+    }
 }
 
 static unsigned rm_bytes(const Guest *g, const Use *u) { return u->byte ? 1 : u->rm_size ? u->rm_size : g->in->osz; }
@@ -328,7 +346,15 @@ static bool emit_two_byte(Trans *t) {
     switch (g->zi.mnemonic) {
     case ZYDIS_MNEMONIC_NOP:
     case ZYDIS_MNEMONIC_ENDBR64:
-    case ZYDIS_MNEMONIC_ENDBR32: return true;
+    case ZYDIS_MNEMONIC_ENDBR32:
+    case ZYDIS_MNEMONIC_PREFETCH:
+    case ZYDIS_MNEMONIC_PREFETCHNTA:
+    case ZYDIS_MNEMONIC_PREFETCHT0:
+    case ZYDIS_MNEMONIC_PREFETCHT1:
+    case ZYDIS_MNEMONIC_PREFETCHT2:
+    case ZYDIS_MNEMONIC_PREFETCHW:
+    case ZYDIS_MNEMONIC_PREFETCHWT1: return true;
+    case ZYDIS_MNEMONIC_SERIALIZE: put1(&t->a, 0x0f), put1(&t->a, 0xae), put1(&t->a, 0xf0); return true; /* mfence */
     case ZYDIS_MNEMONIC_LFENCE:
     case ZYDIS_MNEMONIC_MFENCE:
     case ZYDIS_MNEMONIC_SFENCE: return emit_same_bytes(t);
@@ -372,5 +398,5 @@ bool emit_int(Trans *t) {
         x87_settle(t);
     }
     if (in->map == 0) return emit_one_byte(t);
-    return in->map == 1 && emit_two_byte(t);
+    return in->map == 1 ? emit_two_byte(t) : emit_modrm(t);
 }

@@ -26,7 +26,9 @@ typedef struct JitExit {
     const u8 *stub;          /* leaves to the dispatcher */
     u8 *site;                /* writable view of the rel32 to patch; NULL: jumps through `code` */
     u64 second;              /* second page of a target that crosses, or rip's own */
+    u32 mode;                /* MODE_* of the guest there */
     bool listed;             /* in one of Jit.filled */
+    bool shadow;             /* behind STI: the next instruction comes before any interrupt */
     u32 fails;               /* of a group's check: how often its operands straddled pages or missed */
     struct JitCode *from;    /* whose check it is */
 } JitExit;
@@ -80,7 +82,7 @@ typedef struct Jit {
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
     bool handled;   /* the last time it was left without an exit: behind what a handler did, or for an unknown target */
-    const u8 *enter, *exit, *leave_now, *helper, *fault, *return_missed, *target_missed;
+    const u8 *enter, *exit, *leave_now, *helper, *fault, *return_missed, *target_missed, *covered;
     bool loop_is_fast; /* LOOP costs no more than JRCXZ */
     char *stacks;      /* guard page, return addresses; guard page, signal stack */
     JitMode *modes[JIT_MODES];

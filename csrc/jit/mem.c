@@ -101,12 +101,13 @@ static void check_keeping(Trans *t, unsigned n, unsigned tag) {
     cold_helper(t, slow);
 }
 
-static void check(Trans *t, unsigned n, bool write) {
+void emit_check_linear(Trans *t, unsigned n, bool write) {
     held_drop_host(t, R14);
     held_drop_host(t, R15);
     if (!t->group.on) held_drop_host(t, R13);
     if (keep_flags(t)) check_keeping(t, n, write ? WTAG : RTAG);
     else check_short(t, n, write ? WTAG : RTAG);
+    t->mem = rm_at(R14, 0);
 }
 
 /* Can the operand be in a group: a base, perhaps an index, no segment base, nothing to truncate? */
@@ -126,8 +127,7 @@ void emit_address(Trans *t, unsigned n, bool write) {
     unsigned index = in->index == ROFF(R_ZERO) ? NO_REG : in->index / 8;
     if (groupable(t, in) && try_group(t, in->base / 8, index, in->disp, n, write)) return;
     emit_ea(t, R14);
-    check(t, n, write);
-    t->mem = rm_at(R14, 0);
+    emit_check_linear(t, n, write);
 }
 
 void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write) {
@@ -139,6 +139,5 @@ void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write)
     } else {
         asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x8d, R14, rm_at(host_reg(base), disp));
     }
-    check(t, n, write);
-    t->mem = rm_at(R14, 0);
+    emit_check_linear(t, n, write);
 }

@@ -46,6 +46,8 @@ bool jit_pairs_full(const Jit *j, u64 address) { return address - (u64)j->stacks
 
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     u64 *bottom = (u64 *)c->jit_pairs;
+    j->covered = (const u8 *)asm_here(a);
+    put1(a, 0x90);           /* another address than the next */
     bottom[0] = asm_here(a); /* for a guest that returns to address 0 */
     bottom[1] = 0;
     j->return_missed = (const u8 *)asm_here(a); /* r14 = the guest's address to go to */
@@ -120,4 +122,28 @@ void emit_return(Trans *t) {
     if (!t->jit->loop_is_fast) return;
     *site = (u8)(a->p - (site + 1));
     miss(a, t->jit->return_missed);
+}
+
+/* Code of one mode must not return into code of another. So a pair is pushed that no return matches (to address 0: it
+ * drops them all); if it is on top when the mode is changed back, all is as it was. */
+void emit_cover_pairs(Trans *t) {
+    put1(&t->a, 0x6a), put1(&t->a, 0); /* push 0 */
+    put1(&t->a, 0x68), put4(&t->a, (u64)t->jit->covered);
+}
+
+void emit_uncover_pairs(Trans *t) {
+    Asm *a = &t->a;
+    asm_mov(a, R14, RCX);
+    asm_load(a, RCX, rm_at(RSP, 0));
+    asm_load(a, R15, rm_at(RSP, 8)); /* not 0 if the stack was full in between */
+    asm_lea(a, RCX, rm_sib(RCX, R15, 0, -(i32)(u64)t->jit->covered));
+    put1(a, 0xe3), put1(a, 0); /* jrcxz */
+    u8 *top = a->p;
+    asm_load(a, RSP, rm_abs(&t->c->jit_pairs));
+    put1(a, 0xeb), put1(a, 0);
+    u8 *over = a->p;
+    top[-1] = (u8)(a->p - top);
+    asm_lea(a, RSP, rm_at(RSP, 16));
+    over[-1] = (u8)(a->p - over);
+    asm_mov(a, RCX, R14);
 }

@@ -104,7 +104,7 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
     c->cur = &insn_none;
-    u32 mode = c->mode, gen = c->lookup_gen;
+    u32 gen = c->lookup_gen;
     j->leave = false;
     j->stats.entered++;
     c->jit_cache = b->code->mode->cache;
@@ -119,7 +119,7 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     j->stats.poll += how == JIT_EXIT_POLL;
     if (how == JIT_EXIT_INTERPRET) group_failed(c, x);
     if (how == JIT_EXIT_HOT) promote(c, x);
-    return how || c->mode != mode || c->lookup_gen != gen ? NULL : x;
+    return how || c->mode != x->mode || c->lookup_gen != gen ? NULL : x;
 }
 
 bool jit_can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }
@@ -150,6 +150,7 @@ void jit_run(Cpu *c) {
     c->jit_fn[0] = (const void *)(log_on(LOG_HANDLER) ? run_handler_counted : run_handler);
     for (;;) {
         Block *b = NULL;
+        bool shadow = from && from->shadow;
         jit_take_flushes(c);
         if (unlikely(!jit_room(c->jit))) {
             interp_flush_all(c);
@@ -161,6 +162,7 @@ void jit_run(Cpu *c) {
         if (unlikely(!b)) {
             from = NULL;
             c->jit->interpret = false;
+            if (shadow) cpu_pend(c, PEND_SHADOW);
             if (run_special(c, it)) return;
             continue;
         }

@@ -2,7 +2,7 @@
 #include "jit/tally.h"
 
 static u32 kind_of(const Insn *in) {
-    u32 what = in->op;
+    u32 what = in->op | (u32)in->opcode << 19 | (u32)(in->map & 3) << 27;
     if (in->flags & INF_MEM) what |= TALLY_MEM;
     if (in->flags & INF_LOCK) what |= TALLY_LOCK;
     if (in->flags & (INF_REP | INF_REPNE)) what |= TALLY_REP;

@@ -8,7 +8,7 @@
 enum { TALLY_SIZE = 1024, TALLY_MEM = 1 << 16, TALLY_LOCK = 1 << 17, TALLY_REP = 1 << 18 };
 typedef struct TallyEntry {
     u64 calls;
-    u32 what; /* mnemonic | TALLY_* */
+    u32 what; /* mnemonic | TALLY_* | opcode << 19 | map << 27 */
 } TallyEntry;
 typedef struct Tally {
     u32 n;
@@ -16,7 +16,7 @@ typedef struct Tally {
 } Tally;
 
 void tally_add(Tally *t, const Insn *in); /* kinds met when the table is full go uncounted */
-/* "lock xadd mem" */
+/* "lock xadd mem (0f c1)" */
 void tally_name(u32 what, char *out, size_t size);
 
 #endif

@@ -84,8 +84,9 @@ static void write_perf_map(const Trans *t) {
 
 void tally_name(u32 what, char *out, size_t size) {
     const char *name = ZydisMnemonicGetString((ZydisMnemonic)(what & 0xffff));
-    snprintf(out, size, "%s%s%s%s", what & TALLY_LOCK ? "lock " : "", what & TALLY_REP ? "rep " : "",
-             name ? name : "(bad)", what & TALLY_MEM ? " mem" : "");
+    static const char *const maps[] = {"", "0f ", "0f 38 ", "0f 3a "};
+    snprintf(out, size, "%s%s%s%s (%s%02x)", what & TALLY_LOCK ? "lock " : "", what & TALLY_REP ? "rep " : "",
+             name ? name : "(bad)", what & TALLY_MEM ? " mem" : "", maps[what >> 27 & 3], what >> 19 & 0xff);
 }
 
 void jit_trace(Trans *t) {

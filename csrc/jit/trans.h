@@ -73,6 +73,7 @@ typedef struct Trans {
     bool ended; /* control does not come to the next instruction */
     bool moved; /* the current instruction's handler says where to go on */
     bool region;
+    u32 mode_after; /* MODE_* where control goes from the current instruction */
     const TlbEntry *tlb;
     u8 held[3]; /* guest register (r12-r15) whose value r13, r14, r15 hold too; NO_REG: scratch */
     unsigned victim;
@@ -120,13 +121,16 @@ bool emit_int(Trans *t);
 bool emit_control(Trans *t);
 bool emit_stack(Trans *t);
 bool emit_vector(Trans *t);
+bool emit_sys(Trans *t);
+bool emit_bits(Trans *t);
 void emit_helper(Trans *t); /* its op_* does it */
 
 /* mem.c: t->mem = the n bytes at the memory operand, all of them readable / writable; else its op_* is called and the
  * instruction is over. Clobbers r14 and r15, r13 without a group, and RFLAGS unless keep_flags(). */
 void emit_address(Trans *t, unsigned n, bool write);
 void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write); /* of [guest register + disp] */
-void mem_to_r14(Trans *t);                                                        /* r14 = the address of t->mem */
+void emit_check_linear(Trans *t, unsigned n, bool write); /* the same for the linear address in r14 */
+void mem_to_r14(Trans *t);                                /* r14 = the address of t->mem */
 bool address_supported(const Trans *t);
 void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
 
@@ -147,6 +151,7 @@ void jit_trace(Trans *t);
 
 /* flags.c */
 void flags_liveness(Trans *t);
+u16 flags_live_behind(const Trans *t, unsigned insn); /* FL_* that may be read behind it */
 
 /* pairs.c */
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
@@ -154,6 +159,10 @@ void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
 void emit_found(Trans *t);
 void emit_push_pair(Trans *t, u64 rip); /* before a host call, behind which the guest is at rip */
 void emit_return(Trans *t);             /* r14 = where to */
+
+/* Around code in another mode: pairs made outside wait, unless control leaves it another way. RFLAGS stay. */
+void emit_cover_pairs(Trans *t);
+void emit_uncover_pairs(Trans *t);
 
 /* region.c */
 enum { REGION_BYTES = 512, REGION_HEAT = 2000, NO_INSN = 0xff, ALWAYS = 16 };
@@ -166,9 +175,10 @@ bool direct_branch(const Insn *in); /* JMP, Jcc */
 
 /* control.c */
 void emit_goto(Trans *t, u64 rip, bool poll);
-void emit_leave(Trans *t);             /* to the dispatcher, rip is set */
-void emit_poll_here(Trans *t);         /* before the current instruction; clobbers RFLAGS */
-void emit_poll_for(Trans *t, u64 rip); /* before going to rip; RFLAGS stay */
+void emit_goto_shadowed(Trans *t, u64 rip); /* no interrupt before its first instruction */
+void emit_leave(Trans *t);                  /* to the dispatcher, rip is set */
+void emit_poll_here(Trans *t);              /* before the current instruction; clobbers RFLAGS */
+void emit_poll_for(Trans *t, u64 rip);      /* before going to rip; RFLAGS stay */
 void emit_heat(Trans *t);
 u64 branch_target(const Trans *t, const Guest *g);
 void x87_settle(Trans *t); /* stores the pointers of the last x87 instruction */

@@ -61,7 +61,7 @@ static void emit_insn(Trans *t) {
     u16 f = t->g->in->flags;
     if (t->g->zi.length && emit_int(t)) return; /* knows of held registers */
     if (t->g->in->fn != op_native_reg) held_drop(t);
-    if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_vector(t))) return;
+    if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_vector(t) || emit_sys(t) || emit_bits(t))) return;
     if ((f & (INF_END | INF_PLAIN)) == INF_END) emit_system(t);
     else emit_helper(t); /* REP: the next instruction follows when it is done */
 }
@@ -95,6 +95,7 @@ static bool finish(Trans *t) {
 static void emit_guest(Trans *t) {
     t->g = &t->guest[t->i];
     t->moved = false;
+    t->mode_after = t->b->mode;
     region_label(t);
     t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
     if (t->ended) return; /* nothing leads here */

@@ -55,6 +55,13 @@ BLOCKS = {
     "handler": "xor eax, eax; cpuid; mov ecx, eax",
     "string": "xor eax, eax; mov ecx, 2; lea rdi, [rdi + 64]; movsb; sub rdi, 65; dec rsi",
     "indirect-jump": "lea rax, [rip + 3f]; jmp rax; 3: nop",
+    "interrupts-off": "pushfq; pop rax; cli; test eax, 0x200; mov rbx, cr3; mov ecx, ds",
+    "interrupts-off-flags-live": "cmp eax, ebx; pushfq; cli; pop rcx; setb cl",
+    "interrupts-on": "xor eax, eax; cli; sti",
+    "swapgs": "swapgs",
+    "bit-string": "xor eax, eax; bt [rdi], rcx; lock bts [rdi], ebx; btr [rdi], r14",
+    "bmi": "andn rax, r12, [rdi]; shlx r13d, r14d, ecx; blsr rbx, r12; rorx r12, rax, 5; pext rax, rbx, rcx",
+    "byte-order-and-crc": "movbe rax, [rdi]; crc32 eax, r12b; adcx rax, rbx; adox rcx, r13",
     "indirect-call": "lea rax, [rip + 3f]; call rax; 3: pop rax",
 }
 AT = 0x100000
