@@ -26,6 +26,7 @@ from qemupy.migration.stream import Run
 from qemupy.migration.vmstate import RamWriter, StateImage
 from qemupy.vm import RunState, Vm
 
+_WRITING = "Error while writing VM state"
 RESTORE_LIMIT = 1 << 14  # pages; with more of them written it is cheaper to map anew
 
 
@@ -215,16 +216,16 @@ class Snapshots:
         self._on_cancel(writer)
         memory.dirty_log(DirtyClient.MIGRATION, True)
         try:
-            yield _io(image.vmstate_begin)
-            yield _io(self._first_pass(writer, image))
-            yield _io(image.flush)
+            yield _io(image.vmstate_begin, _WRITING)
+            yield _io(self._first_pass(writer, image), _WRITING)
+            yield _io(image.flush, _WRITING)
             self._stop(RunState.SAVE_VM)
             dirty = memory.dirty_fetch(DirtyClient.MIGRATION)
             tables = {"machine": machine.describe(vm), **machine.collect(vm, running)}
-            yield _io(lambda: writer.again(dirty))
+            yield _io(lambda: writer.again(dirty), _WRITING)
             stored = writer.stored
             tables["ram"] = {"stored": stored}
-            length: int = yield _io(lambda: vmstate.write_head(image, tables))
+            length: int = yield _io(lambda: vmstate.write_head(image, tables), _WRITING)
             info = yield from self._create(disks, name, date, length + sum(stored[1::2]))
             self._stand_on(image, info, list(zip(stored[::2], stored[1::2], strict=True)))
         finally:
@@ -265,7 +266,10 @@ class Snapshots:
             for disk in reversed(disks):
                 size = state_size if disk is disks[0] else 0
                 create = disk.image.snapshot_create
-                info = yield _io(lambda create=create, size=size: create(name, *date, clock, size))  # type: ignore[misc]
+                info = yield _io(
+                    lambda create=create, size=size: create(name, *date, clock, size),  # type: ignore[misc]
+                    f"Could not create snapshot '{name}' on '{disk.drive.name}'",
+                )
                 made.append((disk, info or _newest(disk, name)))
         except QemupyError:
             for disk, info in made:
@@ -326,7 +330,10 @@ class Snapshots:
         try:
             for each, entry in found:
                 apply = each.image.snapshot_apply
-                yield _io(lambda apply=apply, entry=entry: apply(entry))  # type: ignore[misc]
+                yield _io(
+                    lambda apply=apply, entry=entry: apply(entry),  # type: ignore[misc]
+                    f"Could not load snapshot '{entry.name}' on '{each.drive.name}'",
+                )
                 touched = True
             self._load_ram(disk.image, info, state)
             state.machine.commit()
@@ -421,21 +428,23 @@ class Snapshots:
                 raise MonitorError(f"Snapshot '{info.name}' is in use and cannot be read: {e.strerror}") from None
         if self.base is not None and self.base.is_of(disk.image, info):
             self._forget_base()
-        yield _io(lambda: disk.image.snapshot_delete(info))
+        where = f"Could not delete snapshot '{info.name}' on '{disk.drive.name}'"
+        yield _io(lambda: disk.image.snapshot_delete(info), where)
 
 
 def _newest(disk: Disk, name: str) -> Info:
     return [s for s in disk.image.snapshots() if s.name == name][-1]  # type: ignore[no-any-return]
 
 
-def _io(call: Callable[[], Any]) -> Step:
-    """A worker's step whose OSErrors are for the user."""
+def _io(call: Callable[[], Any], failed: str = "") -> Step:
+    """A worker's step whose OSErrors are for the user, in QEMU's words."""
 
     def run() -> Any:
         try:
             return call()
         except OSError as e:
-            raise MonitorError(e.strerror or str(e)) from None
+            why = e.strerror or str(e)
+            raise MonitorError(f"{failed}: {why}" if failed else why) from None
 
     return run
 

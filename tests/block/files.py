@@ -1,12 +1,17 @@
-"""Files for the block tests: a plain local one, and one in memory whose writes can be lost as in a power cut."""
+"""Files for the block tests: a plain local one, and one in memory whose writes can be lost as in a power cut; and a
+file system that is soon full."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 Buffer = bytes | bytearray | memoryview
 
@@ -130,3 +135,27 @@ def _put(image: bytearray, offset: int, data: bytes) -> None:
     if offset > len(image):
         image.extend(bytes(offset - len(image)))
     image[offset : offset + len(data)] = data
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, options: str = "size=2m") -> Iterator[Path]:
+    """A file system of its own in `folder`, as long as the context lasts."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, left: int) -> Path:
+    """Fill a file system up to `left` bytes with one file, which is answered."""
+    ballast, size = folder / "ballast", 0
+    with ballast.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                size += file.write(bytes(4096))
+        file.truncate(max(size - left, 0))
+    return ballast

@@ -20,20 +20,9 @@ from qemupy.config import parse_drive
 from qemupy.errors import BackendError
 from qemupy.vm import RunState
 from tests.block.conftest import Machine
+from tests.block.files import small_disk
 
 MIB = 1 << 20
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, options: str = "size=2m") -> Iterator[Path]:
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ MIB = 1 << 20
 RAM, PAGE = 16 * MIB, 4096
 WARM_UP = 5  # cycles after which nothing may grow any more
 MEMORY_GROWTH, MAPPINGS_GROWTH = 16 * MIB, 200  # RAM of the guest itself can come in, and scatter over its snapshot
-# In units of what the machine has: the disk's 16 MiB, two states of 14 MiB each (the old one goes when the new one is
-# there), and the space between them.
-IMAGE_LIMIT = 80 * MIB
+# The disk's 16 MiB, two states of 13 MiB each (the old one goes when the new one is there), and metadata.
+IMAGE_LIMIT = 48 * MIB
 
 
 @pytest.fixture(scope="module")
