@@ -95,12 +95,24 @@ class Story:
     def _take_snapshot(self, name: str) -> None:
         state = self.rng.randbytes(self.rng.randrange(30_000))
         self.image.vmstate_begin()
-        self.image.vmstate_write(0, state)
+        shared = self._share_state()
+        self.image.vmstate_write(len(shared), state)
+        state = shared + state
         self.unsure, self.ever_shared = {name: (bytes(self.model), state)}, True
         self.image.snapshot_create(name, 0, 0, 0, len(state))
         self.snapshots.update(self.unsure)
         self.unsure = {}
         self._all_flushed()
+
+    def _share_state(self) -> bytes:
+        """Sometimes, as savevm does: the begin of the new state is that of an earlier snapshot's, in its clusters."""
+        if not self.snapshots or self.rng.random() < 0.5:
+            return b""
+        name, size = self.rng.choice(list(self.snapshots)), self.image.cluster_size
+        state = self.snapshots[name][1]
+        length = self.rng.randrange(len(state) // size + 1) * size
+        self.image.vmstate_share(name, 0, 0, length)
+        return state[:length]
 
     def power_cut(self) -> None:
         path = self.folder / "after.qcow2"
