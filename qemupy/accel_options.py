@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from qemupy import options
 from qemupy.errors import ConfigError
+from qemupy.records import record
 
 # What the core has. QEMU's name for its translator stands for the best of ours.
 ACCELERATORS = {"dbt": "translate hot code", "interp": "interpret every instruction"}
@@ -20,7 +20,7 @@ _KVM_KEYS = (
 MAX_SHIFT = 10
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class AccelConfig:
     """One `-accel`. The rest is for translators; an interpreter has no use for it."""
 
@@ -32,7 +32,7 @@ class AccelConfig:
     lockstep: str = ""  # for tests: compare with the interpreter, by `block` or by `chain` of blocks
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Icount:
     """`-icount`: an instruction takes 1 << shift ns of guest time."""
 
@@ -42,7 +42,7 @@ class Icount:
     sleep: bool = True  # HLT takes as long as it says; off: it jumps to the next deadline
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Candidate:
     """An accelerator asked for; the first one that works is taken."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 from qemupy import accel_options, options, trace
 from qemupy.config import Config, DriveConfig, parse_drive
 from qemupy.errors import ConfigError, QemupyError
+from qemupy.records import field, record, replace
 
 MAX_CPUS = 1
 MACHINES = {
@@ -33,17 +33,17 @@ UNSUPPORTED = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass
+@record()
 class Draft:
     """What has been said so far."""
 
-    values: dict[str, Any] = dataclasses.field(default_factory=dict)
-    drives: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (option, -drive text)
-    devices: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    lists: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    machine_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    accels: list[accel_options.Candidate] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    values: dict[str, Any] = field(factory=dict)
+    drives: list[tuple[str, str]] = field(factory=list)  # (option, -drive text)
+    devices: list[dict[str, str]] = field(factory=list)
+    lists: dict[str, list[Any]] = field(factory=dict)
+    machine_options: dict[str, str] = field(factory=dict)
+    accels: list[accel_options.Candidate] = field(factory=list)
+    warnings: list[str] = field(factory=list)
     snapshot: bool = False
 
     def append(self, key: str, value: Any) -> None:
@@ -53,7 +53,7 @@ class Draft:
 Handler = Callable[[Draft, str], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Option:
     argument: str  # its name in the help, "" for none
     help: str
@@ -407,7 +407,7 @@ def _finish(draft: Draft) -> Config:
 
         def take(text: str = text, option: str = option) -> None:
             drive = parse_drive(text, drives)
-            drives.append(dataclasses.replace(drive, option=option, snapshot=drive.snapshot or draft.snapshot))
+            drives.append(replace(drive, option=option, snapshot=drive.snapshot or draft.snapshot))
 
         _guard(option, take)
     if not values.get("nodefaults"):
@@ -434,14 +434,14 @@ def _with_consoles(draft: Draft, config: Config) -> Config:
     silent = not config.serials and not config.monitors
     if silent and not config.nographic and "display" not in draft.values and not config.nodefaults:
         draft.warnings.append("no graphical display; serial port and monitor are on this terminal (Ctrl-a h for help)")
-        config = dataclasses.replace(config, serials=("mon:stdio",))
+        config = replace(config, serials=("mon:stdio",))
     if config.nographic and not config.nodefaults:
         if silent:
-            config = dataclasses.replace(config, serials=("mon:stdio",))
+            config = replace(config, serials=("mon:stdio",))
         elif not config.serials:
-            config = dataclasses.replace(config, serials=("stdio",) if not _uses_stdio(config) else ("null",))
+            config = replace(config, serials=("stdio",) if not _uses_stdio(config) else ("null",))
         elif not config.monitors and not _uses_stdio(config):
-            config = dataclasses.replace(config, monitors=(("stdio", "readline"),))
+            config = replace(config, monitors=(("stdio", "readline"),))
     return config
 
 

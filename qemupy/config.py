@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 from qemupy import options
 from qemupy.accel_options import AccelConfig, Icount
 from qemupy.errors import ConfigError
+from qemupy.records import field, record
 
 # Options of the drive itself; all others belong to its image's nodes, which know whether they have them.
 DRIVE_KEYS = (
@@ -26,7 +26,7 @@ _LIMIT = {"ide": 4, "floppy": 2}
 CACHES = ("none", "off", "writeback", "unsafe", "writethrough", "directsync")
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class DriveConfig:
     id: str
     interface: str = "ide"
@@ -39,7 +39,7 @@ class DriveConfig:
     cache: str = "writeback"
     werror: str = "enospc"
     rerror: str = "report"
-    options: dict[str, str] = dataclasses.field(default_factory=dict)  # of its nodes: `node-name`, `file.locking`...
+    options: dict[str, str] = field(factory=dict)  # of its nodes: `node-name`, `file.locking`...
     serial: str = ""
     option: str = ""  # the option it came from, for messages
 
@@ -48,11 +48,11 @@ class DriveConfig:
         return self.media == "cdrom" or self.interface == "floppy"
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Config:
     machine: str = "pc"
-    machine_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    accel: AccelConfig = dataclasses.field(default_factory=AccelConfig)
+    machine_options: dict[str, str] = field(factory=dict)
+    accel: AccelConfig = field(factory=AccelConfig)
     icount: Icount | None = None
     seed: int | None = None
     perfmap: bool = False
@@ -70,14 +70,14 @@ class Config:
     append: str = ""
     bios: str | None = None
     data_dirs: tuple[str, ...] = ()
-    boot: dict[str, str] = dataclasses.field(default_factory=dict)
+    boot: dict[str, str] = field(factory=dict)
     nographic: bool = False
     display: str = "none"
     vga: str = ""  # "": std, or none with -nodefaults
     nodefaults: bool = False
     name: str = ""
     uuid: str | None = None
-    rtc: dict[str, str] = dataclasses.field(default_factory=dict)
+    rtc: dict[str, str] = field(factory=dict)
     reboot: bool = True
     shutdown: bool = True
     paused: bool = False

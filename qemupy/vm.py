@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -352,6 +351,8 @@ class Vm:
         """A device handler or a main-loop callback raised: a fault of ours. Report it and stop the machine; without a
         monitor to look at it, end."""
         sys.stderr.write("qemupy: internal error, the machine is stopped\n")
+        import traceback
+
         traceback.print_exception(error, file=sys.stderr)
 
         def serve() -> None:

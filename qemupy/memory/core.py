@@ -6,13 +6,13 @@ knows the flat view as ranges of guest-physical pages that point into it (csrc/m
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import os
 from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
+from qemupy.records import record
 from qemupy.scatter import Scatter
 
 RAM, ROM, MMIO, UNMAPPED = 1, 2, 3, 4
@@ -20,7 +20,7 @@ PAGE = 4096
 NO_WRITE = (1 << 64) - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class CoreRange:
     """A page-aligned range. Reads of RAM and ROM come from `ram_off`; writes go to `write_off`, or nowhere when that
     is NO_WRITE, or to the MMIO dispatcher when `write_upcall` is set."""
@@ -33,14 +33,14 @@ class CoreRange:
     write_upcall: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class RamBlock:
     name: str
     offset: int
     size: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class RamExtent:
     """Page-aligned bytes of RAM space that lie in a file. Tables of them are sorted by `ram_off`; what no extent covers
     is zero."""
@@ -51,7 +51,7 @@ class RamExtent:
     file_off: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Doorbell:
     """A write of `size` bytes (of `value`, if there is one) at `address` adds 1 to the eventfd `fd`, and the guest runs
     on: no handler is called. `mmio`: the address is guest-physical, else an I/O port."""

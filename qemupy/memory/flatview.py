@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from bisect import bisect_right
 
 from qemupy.memory.core import MMIO, NO_WRITE, PAGE, RAM, ROM, CoreRange, Doorbell, Doorbells
 from qemupy.memory.region import MemoryRegion
+from qemupy.records import record
 
 
-@dataclasses.dataclass(slots=True)
+@record()
 class FlatRange:
     """[start, end) shows `region` from `offset` on. `readonly` includes read-only aliases on the way."""
 

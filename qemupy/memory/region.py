@@ -8,12 +8,12 @@ address spaces, which rebuild their FlatView at the end of the transaction.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from qemupy.memory.core import RamBlock
+from qemupy.records import record
 
 Kind = Literal["container", "ram", "rom", "romd", "mmio", "alias"]
 
@@ -26,7 +26,7 @@ class Ops(Protocol):
     def write(self, offset: int, size: int, value: int) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class RegionDoorbell:
     """A register of an MMIO region that only notifies (memory/core.py: Doorbell)."""
 

@@ -6,7 +6,6 @@ Whatever fails before the destination has taken over leaves this machine running
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 from qemupy.errors import ConfigError, MonitorError
@@ -16,12 +15,13 @@ from qemupy.migration import channel as channels
 from qemupy.migration import machine
 from qemupy.migration.pages import PageSender
 from qemupy.migration.stream import CATCH_UP, PAGE, StreamWriter
+from qemupy.records import record
 from qemupy.vm import RunState, Vm
 
 _WORTH_A_ROUND = 1 << 20  # bytes: less goes out in a millisecond or two
 
 
-@dataclasses.dataclass
+@record()
 class Progress:
     """What `info migrate` tells; times in ns of the realtime clock."""
 

@@ -7,7 +7,6 @@ only these. Before such a snapshot goes away the pages still in the file are cop
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import os
 import sys
@@ -24,6 +23,7 @@ from qemupy.migration import machine, vmstate
 from qemupy.migration.pages import pieces
 from qemupy.migration.stream import Run
 from qemupy.migration.vmstate import RamWriter, StateImage
+from qemupy.records import record
 from qemupy.vm import RunState, Vm
 
 _WRITING = "Error while writing VM state"
@@ -67,7 +67,7 @@ class Image(StateImage, Protocol):
     def flush(self) -> None: ...
 
 
-@dataclasses.dataclass
+@record()
 class Disk:
     drive: Drive
     image: Image
@@ -76,7 +76,7 @@ class Disk:
         return next((s for s in self.image.snapshots() if s.name == name), None)
 
 
-@dataclasses.dataclass
+@record()
 class State:
     """Everything a snapshot's head says, checked."""
 

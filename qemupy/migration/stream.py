@@ -13,11 +13,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from qemupy.errors import StateError
 from qemupy.migration import values
+from qemupy.records import record
 
 MAGIC = b"QEMUPYVM"
 FORMAT = 2
@@ -71,7 +71,7 @@ class StreamWriter:
         self._section(END, "", _U32.pack(self._sum))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Section:
     kind: int
     name: str

@@ -6,7 +6,6 @@ front, as QEMU's older commands do.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from qemupy.config import parse_drive
 from qemupy.errors import MonitorError, QemupyError
 from qemupy.main_loop.jobs import Body
 from qemupy.monitor.commands import exclusive
+from qemupy.records import record, replace
 from qemupy.vm import Vm
 
 # drive_add names an interface by its number
@@ -31,7 +31,7 @@ class PlainError(MonitorError):
     plain = True
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class ImageInfo:
     """One image of a backing chain. Sizes in bytes; `disk_size` None if the host does not say."""
 
@@ -42,7 +42,7 @@ class ImageInfo:
     details: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class NodeInfo:
     node_name: str
     file: str
@@ -57,7 +57,7 @@ class NodeInfo:
     images: list[ImageInfo]
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class BlockInfo:
     """A drive; `device` is empty for one that a device made for itself. `inserted` None: no medium."""
 
@@ -69,7 +69,7 @@ class BlockInfo:
     inserted: NodeInfo | None
 
 
-@dataclasses.dataclass
+@record()
 class CommitProgress:
     """Of the commit that runs: bytes looked at, of how many, on which drive ("" if none runs)."""
 
@@ -180,7 +180,7 @@ def blockdev_change_medium(vm: Vm, device: str, filename: str, format: str | Non
     drive = _removable(vm, device, force)
     flags = drive.flags
     if read_only_mode != "retain":
-        flags = dataclasses.replace(flags, readonly=read_only_mode == "read-only")
+        flags = replace(flags, readonly=read_only_mode == "read-only")
     node = vm.graph.open({"driver": format} if format is not None else {}, flags, filename)
     vm.drain()
     drive.change(node)

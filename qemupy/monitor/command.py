@@ -10,12 +10,12 @@ and a `?` behind the kind where the argument may be missing (None is passed).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qemupy.errors import MonitorError
 from qemupy.monitor.expression import Expression
+from qemupy.records import record, replace
 
 if TYPE_CHECKING:
     from qemupy.monitor.hmp import Hmp
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., None])
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Format:
     """`/count format size`; size 0 means the format's own."""
 
@@ -32,7 +32,7 @@ class Format:
     size: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Command:
     names: tuple[str, ...]
     arguments: tuple[tuple[str, str], ...]
@@ -150,7 +150,7 @@ class Arguments:
     def _format(self) -> Format:
         """`/[count][format][size]`; what is left out is as in the dump before."""
         if self._line[self._at : self._at + 1] != "/":
-            return dataclasses.replace(self._default, count=1)
+            return replace(self._default, count=1)
         at = self._at + 1
         digits = at
         while at < len(self._line) and self._line[at].isdigit():

@@ -6,38 +6,38 @@ All run in the main loop with the BQL held. Mistakes are MonitorError.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from qemupy.errors import MonitorError
+from qemupy.records import record
 from qemupy.vm import RunState, Vm
 
 QEMU_VERSION = (7, 2, 22)
 _CHUNK = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class StatusInfo:
     running: bool
     status: RunState
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class VersionInfo:
     qemu: tuple[int, int, int]
     package: str
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class CpuInfo:
     cpu_index: int
     thread_id: int
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class JitInfo:
     """Sums over all vCPUs. Blocks are decoded ones, or translated ones where a translator runs."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 
@@ -11,12 +10,13 @@ from qemupy.migration import outgoing
 from qemupy.migration.incoming import Incoming
 from qemupy.migration.outgoing import Migration
 from qemupy.migration.stream import PAGE
+from qemupy.records import record
 from qemupy.vm import Vm
 
 Done = Callable[[QemupyError | None], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class RamStats:
     """QMP's MigrationStats; bytes, pages and Mbit/s."""
 
@@ -32,7 +32,7 @@ class RamStats:
     downtime_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class MigrationInfo:
     """Times in ms; `status` "none": there has been no migration."""
 

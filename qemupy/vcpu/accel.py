@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from qemupy.main_loop.bql import Bql, ThreadBql
 from qemupy.main_loop.clocks import CountingCore
 from qemupy.memory import CoreMemory, Doorbell, PyCoreMemory, Virtqueue
+from qemupy.records import record
 
 
 class Exit(enum.IntEnum):
@@ -30,7 +30,7 @@ def _ones(port: int, size: int) -> int:
     return (1 << size * 8) - 1
 
 
-@dataclasses.dataclass(slots=True)
+@record()
 class Upcalls:
     """Calls out of guest code, on the vCPU's thread with the BQL held. The board and the Vm fill the table."""
 

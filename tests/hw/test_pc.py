@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from qemupy.errors import ConfigError
 from qemupy.hw.i386 import pc, pc_devices
 from qemupy.hw.i386.pc_memory import split_ram
 from qemupy.memory import transaction
+from qemupy.records import replace
 from qemupy.vcpu.accel import FakeAccel
 from qemupy.vm import Vm
 
@@ -27,7 +27,7 @@ def make(tmp_path: object) -> Iterator[Make]:
     made: list[Vm] = []
 
     def build(**changes: object) -> pc.Pc:
-        config = dataclasses.replace(Config(ram=32 << 20, bios=path), **changes)  # type: ignore[arg-type]
+        config = replace(Config(ram=32 << 20, bios=path), **changes)  # type: ignore[arg-type]
         vm = Vm(config, FakeAccel())
         made.append(vm)
         for drive in config.drives:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "qemupy"
 # and file of hw that is not named is a unit of its own.
 FLOORS = {
     "qemupy": 0, "qemupy.errors": 0, "qemupy.trace": 0, "qemupy.config": 0, "qemupy.options": 0, "qemupy._core": 0,
-    "qemupy.command_line": 0, "qemupy.accel_options": 0, "qemupy.scatter": 0,
+    "qemupy.command_line": 0, "qemupy.accel_options": 0, "qemupy.scatter": 0, "qemupy.records": 0,
     "qemupy.main_loop": 1,
     "qemupy.memory": 2, "qemupy.backends": 2,
     "qemupy.hw.core": 3, "qemupy.vcpu": 3,
@@ -26,8 +26,8 @@ FLOORS = {
 DEVICE_FLOOR = 4
 BUSES = {"qemupy.hw.isa", "qemupy.hw.pci", "qemupy.hw.virtio"}
 # Files of floor 0 may use each other in this order.
-GROUND = ["qemupy", "qemupy.errors", "qemupy.trace", "qemupy.options", "qemupy.accel_options", "qemupy.config",
-          "qemupy.command_line", "qemupy.scatter"]
+GROUND = ["qemupy", "qemupy.records", "qemupy.errors", "qemupy.trace", "qemupy.options", "qemupy.accel_options",
+          "qemupy.config", "qemupy.command_line", "qemupy.scatter"]
 # Several modules that are one unit.
 SAME_UNIT = {"qemupy.cli_help": "qemupy.cli", "qemupy.__main__": "qemupy.cli"}
 

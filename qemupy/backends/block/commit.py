@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from qemupy.backends.block.node import Node
 from qemupy.backends.block.permissions import Permission
 from qemupy.errors import BackendError
+from qemupy.records import replace
 
 SLICE = 1 << 20
 
@@ -38,7 +38,7 @@ def _writable(base: Node, parent: str) -> Iterator[None]:
     """The use the top node makes of its backing node becomes one that writes."""
     was_readonly = base.readonly
     reading = next(use for use in base.uses if use.parent == parent)
-    writing = dataclasses.replace(reading, used=reading.used | Permission.WRITE | Permission.RESIZE)
+    writing = replace(reading, used=reading.used | Permission.WRITE | Permission.RESIZE)
     try:
         base.reopen(False)
         if base.readonly:

@@ -9,7 +9,6 @@ stops and the request waits until the machine goes on, when it is tried again.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +20,14 @@ from qemupy.backends.block.permissions import Permission, Use
 from qemupy.errors import BackendError
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
+from qemupy.records import record
 from qemupy.scatter import total
 
 AT_ONCE = 128 << 10  # bytes copied from the page cache while the vCPU waits; longer copies are for a worker
 READ, WRITE, FLUSH, DISCARD = "rd", "wr", "flush", "unmap"
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class DrivePolicy:
     """How a drive treats caches and errors; the defaults are QEMU's."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 from qemupy.backends.block.drive import Drive, DrivePolicy
@@ -13,6 +12,7 @@ from qemupy.config import DriveConfig
 from qemupy.errors import BackendError, ConfigError
 from qemupy.main_loop.loop import MainLoop
 from qemupy.main_loop.workers import Workers
+from qemupy.records import replace
 
 
 def drive_flags(config: DriveConfig) -> Flags:
@@ -36,7 +36,7 @@ def open_medium(config: DriveConfig, graph: Graph) -> Node | None:
         return graph.open(options, flags, config.file)
     base = graph.open(options, flags.for_backing(), config.file)
     try:
-        return _temporary_snapshot(base, graph, dataclasses.replace(flags, no_flush=True, readonly=False))
+        return _temporary_snapshot(base, graph, replace(flags, no_flush=True, readonly=False))
     finally:
         graph.release(base)
 

@@ -7,8 +7,6 @@ the driver, which takes it from its `Opening`; an option that nobody took is a m
 
 from __future__ import annotations
 
-import dataclasses
-
 from qemupy import options as syntax
 from qemupy.backends.block.drivers import DRIVERS, find_driver, probe
 from qemupy.backends.block.filenames import filename_options
@@ -16,6 +14,7 @@ from qemupy.backends.block.node import Node
 from qemupy.backends.block.permissions import Use, backing_use
 from qemupy.config import DRIVE_KEYS, NODE_KEYS
 from qemupy.errors import BackendError, ConfigError
+from qemupy.records import record, replace
 
 DETECT_ZEROES = ("off", "on", "unmap")
 PROBE_SIZE = 2048
@@ -23,7 +22,7 @@ MAX_CHAIN = 200  # a backing chain longer than that goes in a circle
 Options = dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Flags:
     """What every node has, whatever its driver."""
 
@@ -62,10 +61,10 @@ class Flags:
 
     def for_file(self) -> Flags:
         """Of the child `file`: formats decide about discards, so it passes on all it gets."""
-        return dataclasses.replace(self, discard=True, detect_zeroes="off")
+        return replace(self, discard=True, detect_zeroes="off")
 
     def for_backing(self) -> Flags:
-        return dataclasses.replace(self, readonly=True, auto_read_only=False, discard=False, detect_zeroes="off")
+        return replace(self, readonly=True, auto_read_only=False, discard=False, detect_zeroes="off")
 
 
 class Graph:

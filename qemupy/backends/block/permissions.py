@@ -6,10 +6,10 @@ file (`locks.py`).
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 
 from qemupy.errors import BackendError
+from qemupy.records import record
 
 
 class Permission(enum.IntFlag):
@@ -35,7 +35,7 @@ def describe(permissions: Permission) -> str:
     return ", ".join(name for bit, name in NAMES.items() if bit & permissions)
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Use:
     """One parent of a node. `parent` is how messages name it: `block device 'ide0-hd0'`, `node 'top'`."""
 

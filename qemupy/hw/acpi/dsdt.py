@@ -7,8 +7,6 @@ power off.
 
 from __future__ import annotations
 
-import dataclasses
-
 from qemupy.hw.acpi.aml import (
     BYTE_ACCESS,
     PCI_CONFIG,
@@ -42,6 +40,7 @@ from qemupy.hw.acpi.aml import (
     word_space,
 )
 from qemupy.hw.acpi.piix4_pm import GPE_BASE, SMBUS_BASE
+from qemupy.records import record
 
 LINKS = ("LNKA", "LNKB", "LNKC", "LNKD")
 LINK_IRQS = (5, 10, 11)
@@ -50,7 +49,7 @@ HPET_BASE = 0xFED00000
 PCI_HOLE_END = 0xFEBFFFFF
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Hardware:
     """What the tables describe."""
 

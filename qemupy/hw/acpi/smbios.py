@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
+
+from qemupy.records import record
 
 ANCHOR_FILE, TABLES_FILE = "etc/smbios/smbios-anchor", "etc/smbios/smbios-tables"
 PRODUCT, VERSION = "Standard PC (i440FX + PIIX, 1996)", "pc-i440fx-7.2"
 MIB, GIB, DIMM = 1 << 20, 1 << 30, 16 << 30
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Identity:
     cpus: int
     below_4g: int

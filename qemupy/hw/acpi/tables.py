@@ -7,12 +7,12 @@ the same bytes. The FADT is one of revision 1 (ACPI 1.0), as QEMU has it for thi
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 
 from qemupy.hw.acpi import dsdt
 from qemupy.hw.acpi.dsdt import Hardware
 from qemupy.hw.acpi.piix4_pm import GPE_BASE
+from qemupy.records import record
 
 TABLES_FILE, RSDP_FILE, LOADER_FILE = "etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"
 PM_BASE = 0x600
@@ -62,7 +62,7 @@ def waet() -> bytes:
     return _table(b"WAET", 1, struct.pack("<I", 1 << 1))  # the PM timer needs no second read
 
 
-@dataclasses.dataclass
+@record()
 class AcpiTables:
     """`pointers`: places in `block` that hold an offset in it and need its address added; `tables`: (offset, length)
     of those with a checksum."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from qemupy.records import record
 
 RATE_500K, RATE_300K, RATE_250K, RATE_1M = range(4)
 CMOS_NONE, CMOS_1200K, CMOS_720K, CMOS_1440K, CMOS_2880K = 0, 2, 3, 4, 5
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Geometry:
     cylinders: int
     heads: int

@@ -6,10 +6,11 @@ length), None for success without data, or (sense key, additional sense code).
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from qemupy.records import record
 
 if TYPE_CHECKING:
     from qemupy.hw.block.atapi import AtapiDrive
@@ -32,7 +33,7 @@ PROFILE_CD, PROFILE_DVD = 0x08, 0x10
 Answer = bytes | tuple[int, int] | None
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Command:
     run: Callable[[AtapiDrive, bytes], Answer]
     needs_medium: bool = False

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
 from qemupy.errors import ConfigError
 from qemupy.hw.core.device import Device
 from qemupy.options import did_you_mean
+from qemupy.records import record
 
 D = TypeVar("D", bound=type[Device])
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Entry:
     name: str
     cls: type[Device]

@@ -6,11 +6,11 @@ specification 0.6.96.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
 
 from qemupy.errors import BackendError, ConfigError
+from qemupy.records import record
 
 SECTOR = 512
 BZIMAGE_DIRECT = 0x20C  # from this protocol on a kernel can be entered at its 32-bit entry with everything set up
@@ -20,7 +20,7 @@ PVH_NOTE = 18  # XEN_ELFNOTE_PHYS32_ENTRY
 EM_386, EM_X86_64 = 3, 62
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class BzImage:
     data: bytes
     setup_size: int
@@ -47,7 +47,7 @@ class BzImage:
         return self.protocol >= 0x205 and bool(self.data[0x234])
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class ElfKernel:
     """`segments` are (physical address, contents, size in memory). `entry` is 32-bit code without paging."""
 

@@ -7,11 +7,11 @@ run by `boot_rom` after SeaBIOS.
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 
 from qemupy.errors import ConfigError
 from qemupy.hw.i386.kernel_image import CAN_USE_HEAP, LOADED_HIGH, BzImage
+from qemupy.records import record
 
 BOOT_PARAMS, CMDLINE, GDT_AT = 0x10000, 0x20000, 0x9000
 HIGH = 0x100000
@@ -19,7 +19,7 @@ LOADER_UNDEFINED, LOADER_QEMU = 0xFF, 0xB0
 MAX_E820 = 128
 
 
-@dataclasses.dataclass
+@record()
 class Load:
     """What to put where, and how to go on: `esi`/`ebx`/`eax` for 32-bit entries."""
 

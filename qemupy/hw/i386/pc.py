@@ -9,8 +9,6 @@ There is no network card unless asked for. Interrupts of PCI devices go through 
 
 from __future__ import annotations
 
-import dataclasses
-
 from qemupy import options
 from qemupy.hw.acpi import smbios, tables
 from qemupy.hw.acpi.dsdt import Hardware
@@ -31,6 +29,7 @@ from qemupy.hw.pci import PciBus, PciDevice, PciHost
 from qemupy.hw.pci.i440fx import I440FX
 from qemupy.hw.pci.piix3 import Piix3
 from qemupy.hw.timer import cmos_layout
+from qemupy.records import replace
 from qemupy.vm import Vm
 
 SCI_IRQ = 9
@@ -83,7 +82,7 @@ class Pc:
 
     def direct_identity(self) -> smbios.Identity:
         """With a firmware structure of our own, which SeaBIOS would otherwise add."""
-        return dataclasses.replace(self.identity, firmware=("qemupy", "direct kernel boot"))
+        return replace(self.identity, firmware=("qemupy", "direct kernel boot"))
 
     def _add_pci(self, name: str, device: PciDevice, devfn: int) -> None:
         self.bus.plug(device, devfn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import uuid
 
 from qemupy import options
 from qemupy.errors import BackendError, ConfigError
@@ -34,6 +33,8 @@ def hpet_blocks(present: bool) -> bytes:
 def machine_uuid(vm: Vm) -> bytes:
     if vm.config.uuid is None:
         return bytes(16)
+    import uuid  # with what it imports it takes some milliseconds
+
     return uuid.UUID(vm.config.uuid).bytes
 
 

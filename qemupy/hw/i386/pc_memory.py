@@ -6,16 +6,15 @@ RAM that fits below E0000000h lies there whole; more is split at C0000000h, so t
 
 from __future__ import annotations
 
-import dataclasses
-
 from qemupy.memory import CoreMemory, MemoryRegion
+from qemupy.records import record
 
 GIB4 = 1 << 32
 LOW_LIMIT, LOW_SPLIT = 0xE0000000, 0xC0000000
 OPTION_ROMS, OPTION_ROMS_SIZE = 0xC0000, 0x20000
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class RamSplit:
     below_4g: int
     above_4g: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from qemupy.hw.i386.boot_order import virtio_disk
 from qemupy.hw.misc.virtio_rng import VirtioRng
 from qemupy.hw.virtio import VirtioDevice, VirtioPci
 from qemupy.memory.virtqueue import Virtqueue
+from qemupy.records import replace
 from qemupy.vm import RunState, Vm
 
 if TYPE_CHECKING:
@@ -156,4 +156,4 @@ def _set_policy(drive: Drive, given: dict[str, str]) -> None:
         if value not in known:
             raise ConfigError(f"Invalid parameter '{value}' for {key}{options.did_you_mean(value, known)}")
         changed: dict[str, Any] = {key: value}
-        drive.policy = dataclasses.replace(drive.policy, **changed)
+        drive.policy = replace(drive.policy, **changed)

@@ -15,15 +15,15 @@ A device does not know where it is plugged: it has a `slot`, through which it is
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar, Protocol
 
 from qemupy.hw.core import Device, boolean, buffer, prop, transient
 from qemupy.hw.pci import regs
 from qemupy.memory import MemoryRegion
+from qemupy.records import record
 
 
-@dataclasses.dataclass
+@record()
 class Bar:
     """`address` is where it is mapped now, None while it is not."""
 

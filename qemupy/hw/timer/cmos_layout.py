@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from qemupy.errors import ConfigError
 from qemupy.hw.timer.rtc import Rtc
+from qemupy.records import record
 
 KIB, MIB = 1 << 10, 1 << 20
 EQUIPMENT_FPU, EQUIPMENT_MOUSE = 0x02, 0x04
@@ -14,7 +14,7 @@ FLOPPY_NONE, FLOPPY_1200K, FLOPPY_1440K, FLOPPY_2880K = 0, 2, 4, 5
 BOOT_CODES = {"a": 1, "b": 1, "c": 2, "d": 3, "n": 4, "o": 4, "p": 4}
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class DiskGeometry:
     """`translation`: 0 none, 1 LBA, 2 large, 3 revised ECHS."""
 

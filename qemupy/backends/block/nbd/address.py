@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from qemupy.errors import BackendError
+from qemupy.records import record
 
 DEFAULT_PORT = "10809"
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Address:
     """`path` for a Unix socket, else `host` and `port`."""
 

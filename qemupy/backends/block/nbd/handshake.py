@@ -5,11 +5,11 @@ Everything the server says is checked: it may be broken or hostile.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import struct
 
 from qemupy.errors import BackendError
+from qemupy.records import record
 
 _INIT_MAGIC, _OPTION_MAGIC, _OLDSTYLE_MAGIC = 0x4E42444D41474943, 0x49484156454F5054, 0x00420281861253
 _OPTION_REPLY_MAGIC = 0x0003E889045565A9
@@ -26,7 +26,7 @@ SEND_TRIM, SEND_WRITE_ZEROES = 1 << 5, 1 << 6
 DEFAULT_MAX_PAYLOAD = 32 << 20
 
 
-@dataclasses.dataclass
+@record()
 class Export:
     """What was negotiated. Sizes in bytes; `allocation` is the id of the context that tells holes, None without."""
 

@@ -8,7 +8,6 @@ extension", "Bitmap directory", "Bitmap table". The chunks of a bitmap are what 
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from qemupy.backends.block.qcow2.metadata import Metadata
 from qemupy.backends.block.qcow2.subclusters import OFFSET_MASK
 from qemupy.backends.block.qcow2.tables import corrupt, decode, encode, read_bytes
 from qemupy.errors import BackendError
+from qemupy.records import field, record
 
 _ENTRY = ">QIIBBHI"
 _ENTRY_LENGTH = struct.calcsize(_ENTRY)
@@ -27,7 +27,7 @@ _MAX_NOTED = 64  # chunks of one write; more of them count as the whole disk
 _ALL_ONES = 1 << 0
 
 
-@dataclasses.dataclass
+@record()
 class Bitmap:
     name: str
     table_offset: int
@@ -36,7 +36,7 @@ class Bitmap:
     kind: int
     granularity_bits: int
     flags_offset: int  # where the flags lie in the image
-    chunks: dict[int, bytearray] = dataclasses.field(default_factory=dict)  # bits to be added
+    chunks: dict[int, bytearray] = field(factory=dict)  # bits to be added
     everything: bool = False  # all bits are to be added
 
 

@@ -6,10 +6,10 @@ format are big-endian. Error texts are QEMU's where it has one.
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 
 from qemupy.errors import BackendError
+from qemupy.records import field, record
 
 MAGIC = b"QFI\xfb"
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
@@ -63,7 +63,7 @@ class Geometry:
         return -(-size >> self.l1_shift)
 
 
-@dataclasses.dataclass
+@record()
 class Header:
     """The fields as they are on disk; `extensions` keeps those we do not know so that they survive a rewrite."""
 
@@ -83,7 +83,7 @@ class Header:
     refcount_order: int = 4
     compression: int = COMPRESSION_ZLIB
     backing_file: str = ""
-    extensions: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
+    extensions: list[tuple[int, bytes]] = field(factory=list)
     tail: bytes = b""  # header fields beyond those we know, kept as found
 
     @property

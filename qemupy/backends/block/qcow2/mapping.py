@@ -8,7 +8,6 @@ mapping". Every call is made inside a request (`Metadata.request`); the lock is 
 from __future__ import annotations
 
 import array
-import dataclasses
 import enum
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from qemupy.backends.block.qcow2.header import SUBCLUSTERS
 from qemupy.backends.block.qcow2.metadata import Metadata
 from qemupy.backends.block.qcow2.subclusters import COMPRESSED, COPIED, OFFSET_MASK, PARTIAL, ZERO
 from qemupy.backends.block.qcow2.tables import Table, corrupt
+from qemupy.records import record
 
 
 class Kind(enum.Enum):
@@ -35,7 +35,7 @@ class Run(NamedTuple):
     length: int
 
 
-@dataclasses.dataclass
+@record()
 class Plan:
     """The next part of a write: `length` guest bytes from `offset` go to `host` on."""
 
@@ -309,7 +309,7 @@ class Mapping:
         meta.l2.mark(table, low, high)
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class ZeroRule:
     """What becomes of an entry whose cluster shall read as zeros (or, `full`, shall not be there at all)."""
 

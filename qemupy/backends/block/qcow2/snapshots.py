@@ -9,7 +9,6 @@ snapshot's, and applying one does not bring them back (they are read from the sn
 from __future__ import annotations
 
 import array
-import dataclasses
 import errno
 import os
 import struct
@@ -21,6 +20,7 @@ from qemupy.backends.block.qcow2.metadata import Metadata
 from qemupy.backends.block.qcow2.subclusters import COMPRESSED, COPIED, OFFSET_MASK, ZERO
 from qemupy.backends.block.qcow2.tables import Table, decode, encode, read_bytes, zeros
 from qemupy.errors import BackendError
+from qemupy.records import record, replace
 
 _FIXED = ">QIHHIIQII"
 _FIXED_LENGTH = struct.calcsize(_FIXED)
@@ -29,7 +29,7 @@ _MAX_TABLE_BYTES = 64 << 20
 _CHUNK = 64  # entries compared at once
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class SnapshotInfo:
     """What the table says about a snapshot. Sizes are bytes; `icount` is -1 where none was recorded."""
 
@@ -43,7 +43,7 @@ class SnapshotInfo:
     disk_size: int
 
 
-@dataclasses.dataclass
+@record()
 class Snapshot:
     info: SnapshotInfo
     l1_offset: int
@@ -197,11 +197,11 @@ class Snapshots:
         meta = self._meta
         if len(self.list) >= MAX_SNAPSHOTS:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        info = dataclasses.replace(info, id=self._next_id(), disk_size=meta.header.size)
+        info = replace(info, id=self._next_id(), disk_size=meta.header.size)
         l1 = array.array("Q", [entry & OFFSET_MASK for entry in meta.l1.values])
         vm_index = self.vm_index(meta.header.size)
         self._retain_tree(l1[:vm_index])
-        before = (list(self.list), self.table_length, dataclasses.replace(meta.header), meta.l1.values[vm_index:])
+        before = (list(self.list), self.table_length, replace(meta.header), meta.l1.values[vm_index:])
         try:
             offset = meta.allocate_bytes(len(l1) * 8)
             meta.extra.append((offset, encode(l1)))
@@ -349,7 +349,7 @@ class Snapshots:
         """Inside `Metadata.exclusive`. Gone durably when it returns; its clusters are free in memory then."""
         meta = self._meta
         l1 = self.l1_of(snapshot)
-        before = (list(self.list), self.table_length, dataclasses.replace(meta.header))
+        before = (list(self.list), self.table_length, replace(meta.header))
         self.list.remove(snapshot)
         try:
             self._write_table()

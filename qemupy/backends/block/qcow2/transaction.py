@@ -15,25 +15,25 @@ After the last flush what nothing refers to any more may be freed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from qemupy.backends.block.qcow2.tables import ByteFile, Table
+from qemupy.records import field, record
 
 Part = tuple[int, bytes]
 
 
-@dataclasses.dataclass
+@record()
 class Batch:
-    first: list[Part] = dataclasses.field(default_factory=list)
-    reftable: list[Part] = dataclasses.field(default_factory=list)
+    first: list[Part] = field(factory=list)
+    reftable: list[Part] = field(factory=list)
     early_header: bytes | None = None
-    linked: list[Part] = dataclasses.field(default_factory=list)
+    linked: list[Part] = field(factory=list)
     header: bytes | None = None
-    tables: list[Table] = dataclasses.field(default_factory=list)
-    extra: list[Part] = dataclasses.field(default_factory=list)
-    frees: dict[int, int] = dataclasses.field(default_factory=dict)
-    actions: list[Callable[[], None]] = dataclasses.field(default_factory=list)
+    tables: list[Table] = field(factory=list)
+    extra: list[Part] = field(factory=list)
+    frees: dict[int, int] = field(factory=dict)
+    actions: list[Callable[[], None]] = field(factory=list)
     flags: tuple[bool, bool, bool] = (False, False, False)
 
     def add(self, table: Table, new: bool) -> None:
