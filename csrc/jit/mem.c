@@ -24,13 +24,18 @@ static unsigned part(Trans *t, unsigned n, unsigned scratch) {
     return scratch;
 }
 
+static u64 constant_of(const Trans *t) {
+    const Insn *in = t->g->in;
+    u64 v = (u64)(i64)in->disp + (in->base == ROFF(R_RIP) ? t->g->next : 0);
+    return in->asz == 4 ? (u32)v : v;
+}
+
 /* base + index << scale + disp, truncated to the address size. */
 static void offset_of(Trans *t, unsigned to) {
     const Insn *in = t->g->in;
     bool narrow = in->asz == 4;
     if (is_constant(in)) {
-        u64 v = (u64)(i64)in->disp + (in->base == ROFF(R_RIP) ? t->g->next : 0);
-        asm_imm(&t->a, to, narrow ? (u32)v : v);
+        asm_imm(&t->a, to, constant_of(t));
         return;
     }
     Rm m = {.reg = NO_REG, .base = NO_REG, .index = NO_REG, .disp = in->disp};
@@ -110,6 +115,30 @@ void emit_check_linear(Trans *t, unsigned n, bool write) {
     t->mem = rm_at(R14, 0);
 }
 
+/* An address known here: one entry to look at, one value its tag must have. */
+static bool check_constant(Trans *t, unsigned n, bool write) {
+    const Insn *in = t->g->in;
+    Asm *a = &t->a;
+    u64 v = constant_of(t), page = v & PAGE_MASK;
+    if (!is_constant(in) || in->seg == SEG_FS || in->seg == SEG_GS || keep_flags(t)) return false;
+    if ((v & ~PAGE_MASK) + n > PAGE_SIZE || (!t->wide && v > (u32)v)) return false;
+    const TlbEntry *e = &t->tlb[v >> PAGE_BITS & (TLB_SIZE - 1)];
+    bool near = (i64)v == (i32)v;
+    held_drop_host(t, R14);
+    if (near) {
+        asm_rm(a, E_W, MAP_1, 0x81, 7, rm_abs(write ? &e->wtag : &e->rtag)), put4(a, page);
+        cold_helper(t, asm_jcc(a, 5, asm_here(a)));
+        asm_load(a, R14, rm_abs(&e->delta));
+    } else {
+        asm_imm(a, R14, page);
+        asm_rm(a, E_W, MAP_1, 0x3b, R14, rm_abs(write ? &e->wtag : &e->rtag));
+        cold_helper(t, asm_jcc(a, 5, asm_here(a)));
+        asm_rm(a, E_W, MAP_1, 0x03, R14, rm_abs(&e->delta));
+    }
+    t->mem = rm_at(R14, near ? (i32)v : (i32)(v & ~PAGE_MASK));
+    return true;
+}
+
 /* Can the operand be in a group: a base, perhaps an index, no segment base, nothing to truncate? */
 static bool groupable(const Trans *t, const Insn *in) {
     return t->wide && in->asz == 8 && in->base < ROFF(R_RIP) && in->index != ROFF(R_RSP) && in->seg != SEG_FS &&
@@ -126,6 +155,7 @@ void emit_address(Trans *t, unsigned n, bool write) {
     const Insn *in = t->g->in;
     unsigned index = in->index == ROFF(R_ZERO) ? NO_REG : in->index / 8;
     if (groupable(t, in) && try_group(t, in->base / 8, index, in->disp, n, write)) return;
+    if (check_constant(t, n, write)) return;
     emit_ea(t, R14);
     emit_check_linear(t, n, write);
 }
