@@ -4,6 +4,8 @@
  * from and to Cpu.r, memory through [r14]. */
 #include "jit/trans.h"
 
+#include "interp/fpu_ops.h"
+
 enum { NONE, RD = 1, WR = 2, RW = 3, EXT = 4 /* the reg field is part of the opcode */ };
 /* How one opcode uses r/m and reg. sizes: bytes of the r/m operand, 0: the operand size. */
 typedef struct Use {
@@ -182,7 +184,7 @@ static bool emit_with_memory(Trans *t, const Use *u) {
     if (through) reg = held_get(t, guest, u->reg & RD || reg_bytes(g, u) < 4, t->mem.base);
     asm_rm(&t->a, flags, opcode_map(g->in), g->in->opcode, reg, t->mem);
     put_imm(t);
-    if (through && u->reg & WR) asm_store(&t->a, slot(t, guest), reg);
+    if (through && u->reg & WR) held_wrote(t, reg);
     return true;
 }
 
@@ -209,8 +211,8 @@ static bool emit_with_register(Trans *t, const Use *u) {
     if (reg_through) reg = held_get(t, guest, u->reg & RD || reg_bytes(g, u) < 4, rm.reg);
     asm_rm(&t->a, flags, opcode_map(g->in), g->in->opcode, reg, rm);
     put_imm(t);
-    if (rm_through && u->rm & WR) asm_store(&t->a, slot(t, n), rm.reg);
-    if (reg_through && u->reg & WR) asm_store(&t->a, slot(t, guest), reg);
+    if (rm_through && u->rm & WR) held_wrote(t, rm.reg);
+    if (reg_through && u->reg & WR) held_wrote(t, reg);
     return true;
 }
 
@@ -269,7 +271,7 @@ static bool emit_mov_imm(Trans *t) {
     }
     unsigned to = r == NO_REG ? held_get(t, n, false, NO_REG) : r;
     asm_imm(&t->a, to, g->in->osz == 4 ? (u32)v : v);
-    if (r == NO_REG) asm_store(&t->a, slot(t, n), to);
+    if (r == NO_REG) held_wrote(t, to);
     return true;
 }
 
@@ -281,7 +283,7 @@ static bool emit_xchg_acc(Trans *t) {
     unsigned flags = g->in->osz == 8 ? E_W : g->in->osz == 2 ? E_66 : 0;
     unsigned host = r == NO_REG ? held_get(t, n, true, NO_REG) : r;
     asm_rm(&t->a, flags, MAP_1, 0x87, RAX, rm_reg(host));
-    if (r == NO_REG) asm_store(&t->a, slot(t, n), host);
+    if (r == NO_REG) held_wrote(t, host);
     return true;
 }
 
@@ -292,7 +294,7 @@ static bool emit_bswap(Trans *t) {
     unsigned to = r == NO_REG ? held_get(t, n, true, NO_REG) : r;
     put1(&t->a, 0x40 | (g->in->osz == 8 ? 8 : 0) | to >> 3);
     put1(&t->a, 0x0f), put1(&t->a, 0xc8 | (to & 7));
-    if (r == NO_REG) asm_store(&t->a, slot(t, n), to);
+    if (r == NO_REG) held_wrote(t, to);
     return true;
 }
 
@@ -388,6 +390,19 @@ static bool emit_one_byte(Trans *t) {
 }
 
 static bool divides(const Insn *in) { return in->map == 0 && (in->opcode & 0xfe) == 0xf6 && (in->modrm >> 3 & 7) >= 6; }
+
+static bool writes_part_of_slot(const Insn *in) {
+    return in->map == 0 && in->opcode >= 0xb0 && in->opcode <= 0xbf && (in->opcode < 0xb8 || in->osz == 2);
+}
+
+bool only_registers(const Guest *g) {
+    const Insn *in = g->in;
+    if (!g->zi.length || in->flags & (INF_MEM | INF_END | INF_REP | INF_REPNE) || in->map > 1 || in->fn == op_ud)
+        return false;
+    if (g->zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || divides(in) || writes_part_of_slot(in)) return false;
+    bool implied = in->map == 0 && (in->opcode == 0x8d || (in->opcode & 0xfc) == 0xa0);
+    return !implied && in->fn != op_native_reg;
+}
 
 bool emit_int(Trans *t) {
     const Insn *in = t->g->in;

@@ -76,6 +76,7 @@ typedef struct Trans {
     u32 mode_after; /* MODE_* where control goes from the current instruction */
     const TlbEntry *tlb;
     u8 held[3]; /* guest register (r12-r15) whose value r13, r14, r15 hold too; NO_REG: scratch */
+    u8 late;    /* bit n: what r13 + n holds is not in its slot yet */
     unsigned victim;
     Rm mem;        /* the memory operand after emit_address() */
     bool planning; /* first pass: accesses are noted, the code is thrown away */
@@ -105,9 +106,11 @@ INLINE void set_reg(Trans *t, unsigned n, unsigned from) {
     if (host_reg(n) == NO_REG) asm_store(&t->a, slot(t, n), from);
     else asm_mov(&t->a, host_reg(n), from);
 }
-/* regs.c: guest r12-r15 are in Cpu.r, always; scratch registers may hold their values as well. */
+/* regs.c: guest r12-r15 are in Cpu.r; scratch registers may hold their values as well, or newer ones (Trans.late). */
 unsigned held_find(const Trans *t, unsigned n);                     /* the host register, or NO_REG */
 unsigned held_get(Trans *t, unsigned n, bool load, unsigned avoid); /* one that will hold it */
+void held_wrote(Trans *t, unsigned host);                           /* what it holds has changed */
+void held_flush(Trans *t);                                          /* Cpu.r is up to date again */
 void held_drop(Trans *t);                                           /* all scratch registers are about to be used */
 void held_drop_host(Trans *t, unsigned host);
 void held_forget(Trans *t, unsigned n); /* Cpu.r alone is changed */
@@ -118,6 +121,7 @@ INLINE bool keep_flags(const Trans *t) { return t->g->live != 0; }
 
 /* Emitters: true if they translated the current instruction. */
 bool emit_int(Trans *t);
+bool only_registers(const Guest *g); /* cannot fault, and looks at no slot behind the back of regs.c */
 bool emit_control(Trans *t);
 bool emit_stack(Trans *t);
 bool emit_vector(Trans *t);

@@ -80,7 +80,10 @@ static void emit_announcement(Trans *t) {
 static bool finish(Trans *t) {
     Block *b = t->b;
     Jit *j = t->jit;
-    if (!t->ended) emit_goto(t, t->g->next, false);
+    if (!t->ended) {
+        held_flush(t);
+        emit_goto(t, t->g->next, false);
+    }
     t->code->end = (u32)(t->a.p - j->rw);
     cold_emit(t);
     j->stats.translated++;
@@ -96,6 +99,7 @@ static void emit_guest(Trans *t) {
     t->g = &t->guest[t->i];
     t->moved = false;
     t->mode_after = t->b->mode;
+    if (t->g->label || !only_registers(t->g)) held_flush(t);
     region_label(t);
     t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
     if (t->ended) return; /* nothing leads here */
@@ -110,7 +114,7 @@ static void emit_guest(Trans *t) {
 static void emit_all(Trans *t) {
     u8 *begin = t->a.p;
     u32 arena = t->jit->arena_used;
-    t->sp = 0;
+    t->sp = t->late = 0;
     emit_found(t);
     t->code->entry = (const u8 *)asm_here(&t->a);
     emit_heat(t);

@@ -21,7 +21,7 @@ BLOCKS = {
     "load-flags-live": "cmp eax, ebx; mov rcx, [rdi]; cmovz edx, ecx",
     "load-indexed": "xor eax, eax; mov ebx, [rdi + rsi * 4 + 16]",
     "load-unmapped-base": "xor eax, eax; mov ebx, [r13 + r14 * 8]",
-    "load-rip-relative": "xor eax, eax; mov rbx, [rip + 64]",
+    "load-rip-relative": "xor eax, eax; mov rbx, [rip + 64]; add ecx, 1",
     "load-gs": "xor eax, eax; mov rbx, gs:[8]",
     "load-32-bit-address": "xor eax, eax; mov ebx, [edi + 4]",
     "group-of-one-register": "xor eax, eax; mov rbx, [rdi]; mov rcx, [rdi + 8]; mov [rdi + 16], rdx; add rbx, rcx",
