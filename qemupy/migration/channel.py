@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import subprocess
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from qemupy.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    import socket  # imported where it is used, as subprocess is: most machines never migrate
 
 _POLL_MS = 50
 _CHUNK = 1 << 20
@@ -160,6 +162,8 @@ def _host_port(text: str) -> tuple[str, int]:
 
 def connect(uri: str) -> Channel:
     """The way out."""
+    import socket
+
     kind, rest = split(uri)
     if kind == "file":
         return _create(rest)
@@ -200,6 +204,8 @@ def _create(path: str) -> Channel:
 
 def _command(text: str, write: bool) -> Channel:
     """The child has a process group of its own, so that a cancelled one ends with all it started."""
+    import subprocess
+
     child = subprocess.Popen(
         ["/bin/sh", "-c", text],
         stdin=subprocess.PIPE if write else subprocess.DEVNULL,
@@ -252,6 +258,8 @@ class Listener:
             raise BackendError(f"{uri}: {e.strerror or e}") from None
 
     def _bind(self) -> None:
+        import socket
+
         if self._kind == "file":
             self._channel = Channel(os.open(self._rest, os.O_RDONLY | os.O_CLOEXEC), self._rest)
         elif self._kind == "exec":

@@ -230,19 +230,26 @@ class VirtioDevice(Device):
     # Requests
 
     def serve(self, queue: VirtQueue) -> None:
-        """Take what is available, some of it now, the rest in the next turn of the main loop. In the main loop."""
+        """Take what is available, up to BATCH now, the rest in the next turn of the main loop. In the main loop."""
         ready = not self.is_modern or self.status & regs.DRIVER_OK
         if not (queue.enabled and ready and self.host.running) or self.broken or self.reset_pending:
             return
-        try:
-            chains = queue.ring.pop(BATCH)
-        except VirtqueueError as e:
-            self.fail(f"queue {queue.number}: {e}")
-            return
-        queue.in_flight += len(chains)
-        for chain in chains:
-            self.handle(queue, chain)
-        if chains and not queue.scheduled:
+        left = BATCH
+        while left > 0:
+            try:
+                chains = queue.ring.pop(left)
+            except VirtqueueError as e:
+                self.fail(f"queue {queue.number}: {e}")
+                return
+            if not chains:
+                return  # the guest will notify
+            left -= len(chains)
+            queue.in_flight += len(chains)
+            for chain in chains:
+                self.handle(queue, chain)
+            if self.broken or self.reset_pending or not queue.enabled:
+                return
+        if not queue.scheduled:
             queue.scheduled = True
             self.host.post(lambda: self._serve_again(queue))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import errno
+import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,6 @@ from typing import Protocol
 
 SPAN = 4096  # dirty parts of tables are written in whole, aligned pieces of this many bytes
 _CODES = {3: "B", 4: "H", 5: "I", 6: "Q"}  # log2 of the bits of an entry
-_UNPACKED = {
-    order: [bytes(byte >> shift & (1 << (1 << order)) - 1 for shift in range(0, 8, 1 << order)) for byte in range(256)]
-    for order in range(3)
-}
 
 Buffer = bytes | bytearray | memoryview
 
@@ -53,10 +50,17 @@ def read_bytes(file: ByteFile, offset: int, length: int) -> bytearray:
     return data
 
 
+@functools.cache
+def _unpacked(order: int) -> list[bytes]:
+    """The entries in each byte, for those narrower than one."""
+    shifts, mask = range(0, 8, 1 << order), (1 << (1 << order)) - 1
+    return [bytes([byte >> shift & mask for shift in shifts]) for byte in range(256)]
+
+
 def decode(data: Buffer, order: int = 6) -> array.array[int]:
     """Entries of 2^order bits as native integers."""
     if order < 3:
-        unpacked = _UNPACKED[order]
+        unpacked = _unpacked(order)
         return array.array("B", b"".join([unpacked[byte] for byte in data]))
     values = array.array(_CODES[order], bytes(data))
     if sys.byteorder == "little":
