@@ -341,9 +341,10 @@ typedef struct QpyVcpuStats {
     uint64_t icount, tlb_fill, tlb_flush, pio, mmio, exc, irq, block, decode, smc;
     /* The translator's, 0 without one: blocks and bytes of host code made, code cache in use, times entered,
      * instructions left to handlers, polls that left, exits linked and unlinked, jump-cache entries made, flushes of
-     * the code cache, host exceptions that were the guest's, group checks that failed, blocks compared in lock-step. */
-    uint64_t jit_blocks, jit_bytes, jit_used, jit_entered, jit_helper, jit_poll, jit_linked, jit_unlinked, jit_cached,
-        jit_flushes, jit_faults, jit_group_failed, jit_compared;
+     * the code cache, host exceptions that were the guest's, group checks that failed, blocks compared in lock-step;
+     * regions among the blocks made. */
+    uint64_t jit_blocks, jit_regions, jit_bytes, jit_used, jit_entered, jit_helper, jit_poll, jit_linked, jit_unlinked,
+        jit_cached, jit_flushes, jit_faults, jit_group_failed, jit_compared;
 } QpyVcpuStats;
 
 void qpy_vcpu_get_state(QpyVcpu *v, QpyCpuState *out);

@@ -17,6 +17,7 @@
 #define MFD_EXEC 0x10u
 #endif
 enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 };
+enum { REGION_HEAT = 2000, REGION_HEAT_LOCKSTEP = 3 };
 
 const char *jit_unsupported(void) {
     unsigned a, b, c, d;
@@ -57,6 +58,11 @@ static bool map_all(Jit *j) {
     return j->codes && map_code(j);
 }
 
+static u32 region_heat(u32 lockstep) {
+    if (lockstep == LOCKSTEP_BLOCK) return 0;
+    return lockstep ? REGION_HEAT_LOCKSTEP : REGION_HEAT;
+}
+
 struct Jit *jit_new(Cpu *c, const char **why) {
     *why = jit_unsupported();
     if (*why) return NULL;
@@ -75,6 +81,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     block_drop_hook = jit_drop;
     jit_faults_init();
     j->loop_is_fast = loop_is_fast();
+    j->heat = region_heat(c->machine->lockstep);
     c->jit = j;
     jit_bind(c);
     jit_make_common(c, j);

@@ -92,7 +92,7 @@ typedef struct Jit {
     ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
     u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
     JitStats stats;
-    bool single; /* blocks are entered one by one: no regions */
+    u32 heat; /* entries that make a block a region; 0: none do */
     struct Lockstep *lockstep;
     Tally tally;
 } Jit;

@@ -6,8 +6,9 @@
  * The interpreter runs with a TLB that never hits, so that all its stores come through the MMU, which logs what they
  * overwrite. What devices, clock and random numbers answered is recorded, and the translator is fed with it. Then
  * memory and registers are set back. In this mode every translation announces itself when it is entered, by whatever
- * way control came: there the state is compared with the interpreter's at the same instruction, and the chain is ended
- * at the instruction where the interpreter ended it.
+ * way control came, and a region every straight run in it: there the state is compared with the interpreter's at the
+ * same instruction, and the chain is ended at the instruction where the interpreter ended it. Of chains blocks become
+ * regions after few entries, so that both tiers are compared.
  *
  * Interrupts wait until a chain is over. Memory may be changed meanwhile by devices or other vCPUs; so a
  * difference counts if the interpreter, run once more, agrees with itself. */
@@ -52,36 +53,50 @@ static bool stores_same(const StoreLog *l) {
 
 /* Counting instructions */
 
-static u64 address_of(const Block *b, u32 i) {
-    u64 rip = b->rip;
-    for (u32 k = 0; k < i; k++) rip += b->insn[k].len;
-    return b->mode & MODE_CS64 ? rip : (u32)rip;
+static u64 address_of(const Run *r, u32 i) {
+    u64 rip = r->rip;
+    for (u32 k = 0; k < i; k++) rip += r->insn[k].len;
+    return r->block->mode & MODE_CS64 ? rip : (u32)rip;
 }
 
-static bool in_block(const Cpu *c, const Block *b) { return b && c->cur >= b->insn && c->cur < b->insn + b->n; }
+static bool in_run(const Cpu *c, const Run *r) { return r->block && c->cur >= r->insn && c->cur < r->insn + r->n; }
 
-/* An exception left the running block at Cpu.cur. */
+static void begin_run(Lockstep *l, const Run *r) {
+    l->running = *r;
+    l->done += r->n;
+}
+static void begin_block(Lockstep *l, const Block *b) {
+    begin_run(l, &(Run){.block = b, .insn = b->insn, .rip = b->rip, .n = b->n});
+}
+static void end_run(Lockstep *l) { l->running.block = NULL; }
+
+/* An exception left the run at Cpu.cur. */
 static void count_raised(const Cpu *c, Lockstep *l) {
-    if (in_block(c, l->running)) l->done -= l->running->n - (u32)(c->cur - l->running->insn);
+    if (in_run(c, &l->running)) l->done -= l->running.n - (u32)(c->cur - l->running.insn);
 }
 
-/* Translated code has left: behind the running block, behind an instruction in it that a handler did, or before one
- * whose check failed. */
+/* Translated code has left: behind the run, behind an instruction in it that a handler did, or before one whose check
+ * failed. */
 static void count_left(const Cpu *c, Lockstep *l) {
-    const Block *b = l->running;
+    const Run *r = &l->running;
     const Jit *j = c->jit;
-    l->running = NULL;
-    if (!b) return;
     if (j->interpret) {
-        for (u32 i = 0; i < b->n; i++)
-            if (address_of(b, i) == c->r[R_RIP]) {
-                l->done -= b->n - i;
-                return;
+        for (u32 i = 0; r->block && i < r->n; i++)
+            if (address_of(r, i) == c->r[R_RIP]) {
+                l->done -= r->n - i;
+                break;
             }
-    } else if (j->handled && in_block(c, b)) {
-        u32 i = (u32)(c->cur - b->insn) + 1;
-        if (i < b->n && address_of(b, i) == c->r[R_RIP]) l->done -= b->n - i;
+    } else if (j->handled && in_run(c, r)) {
+        u32 i = (u32)(c->cur - r->insn) + 1;
+        if (i < r->n && address_of(r, i) == c->r[R_RIP]) l->done -= r->n - i;
     }
+}
+
+/* The same, for flags: a poll, a failed check, the count of entries and, in a region, a handler leave where flags are
+ * lost that the block to come does not overwrite before its end. */
+static void note_vague(const Cpu *c, Lockstep *l, const JitExit *x) {
+    if (c->jit->handled) l->vague |= in_run(c, &l->running) && l->running.block->region;
+    else l->vague |= !x;
 }
 
 /* The interpreter's turn */
@@ -91,11 +106,6 @@ static bool repeatable(const Block *b) {
     for (unsigned i = 0; i < b->n; i++)
         if (b->insn[i].op == ZYDIS_MNEMONIC_RDMSR) return false;
     return true;
-}
-
-static void begin_block(Lockstep *l, const Block *b) {
-    l->running = b;
-    l->done += b->n;
 }
 
 static void note_point(const Cpu *c, Lockstep *l, const Block *b) {
@@ -117,7 +127,7 @@ static void interpret_chain(Cpu *c) {
         begin_block(l, b);
         b->hits++;
         block_exec(c, b);
-        l->running = NULL;
+        end_run(l);
         l->torn = false;
         l->useless |= c->mode != mode || c->lookup_gen != gen || c->interp->flushes != flushes;
         if (l->useless) return;
@@ -127,10 +137,14 @@ static void interpret_chain(Cpu *c) {
 /* The translator's turn */
 
 /* Is the state the interpreter's, where that began a block? */
-static bool follows(const Cpu *c, Lockstep *l, u64 live) {
+static bool follows(Cpu *c, Lockstep *l, u64 live) {
     while (l->at < l->n_points && l->points[l->at].done < l->done) l->at++;
     if (l->at == l->n_points || l->points[l->at].done != l->done) return true;
     const ChainPoint *p = &l->points[l->at];
+    if (l->vague && p->exact) {
+        c->cc = p->cc;
+        l->vague = false;
+    }
     bool same = !p->exact || !((p->cc ^ c->cc) & live);
     for (unsigned i = 0; i <= R_RIP; i++) same &= p->r[i] == c->r[i];
     if (same) return true;
@@ -140,20 +154,22 @@ static bool follows(const Cpu *c, Lockstep *l, u64 live) {
     return false;
 }
 
-/* Called by a translation that was entered; `leave` keeps it from going on. */
+/* Called by a translation before a run; `leave` keeps it from going on. What does not fit is interpreted. */
 void lockstep_entered(Cpu *c, const Insn *in) {
     const Announcement *a = (const void *)in;
-    const Block *b = a->block;
     Jit *j = c->jit;
     Lockstep *l = j->lockstep;
     if (!l->on) return;
-    l->running = NULL;
-    if (!follows(c, l, a->live) || l->done + b->n > l->target) {
-        l->end_live = l->done < l->target ? 0 : a->live;
+    end_run(l);
+    l->last = a->run.block;
+    if (!follows(c, l, a->live) || l->done + a->run.n > l->target) {
+        l->end_live = a->live;
+        l->vague |= l->done < l->target;
+        j->interpret = l->done < l->target;
         j->leave = true;
         return;
     }
-    begin_block(l, b);
+    begin_run(l, &a->run);
     l->entered++;
 }
 
@@ -167,13 +183,14 @@ static void interpret_some(Cpu *c, Lockstep *l, Block *b, u32 n) {
         in->fn(c, in);
     }
     c->interp->running = NULL;
-    l->running = NULL;
+    end_run(l);
     l->done -= b->n - n;
 }
 
 static void translate(Cpu *c, Block *b) {
     if (b->code || !jit_eligible(c, b)) return;
     fpu_park(c);
+    b->hits = 0; /* to be compared */
     jit_translate(c, b);
 }
 
@@ -198,8 +215,11 @@ static void translate_chain(Cpu *c) {
         }
         if (links && from) jit_link(c, from, b);
         else if (links) jit_cache_fill(c, b);
+        l->end_live = FL_CC;
         from = jit_enter(c, b);
         count_left(c, l);
+        note_vague(c, l, from);
+        end_run(l);
     }
 }
 
@@ -221,14 +241,16 @@ static NOINLINE u32 run_once(Cpu *c, void (*side)(Cpu *c)) {
 static u32 run_side(Cpu *c, void (*side)(Cpu *c), u32 *end) {
     Lockstep *l = c->jit->lockstep;
     l->done = 0;
-    l->running = NULL;
+    l->vague = false;
+    l->last = NULL;
+    end_run(l);
     for (;;) {
         u32 vector = run_once(c, side);
         *end = l->done;
         if (vector == NO_VECTOR) return vector;
         count_raised(c, l);
-        bool own_code = l->running && !l->running->tag;
-        l->running = NULL;
+        bool own_code = l->running.block && !l->running.block->tag;
+        end_run(l);
         if (vector != EXC_RESTART) return vector;
         l->torn = true;
         if (!own_code) l->useless = true;
@@ -311,6 +333,7 @@ static _Noreturn void report(Cpu *c, const Lockstep *l, const char *what, u32 do
         first = last > 2 ? last - 2 : 0;
     }
     for (u32 i = first; i < last; i++) print_block(c, l->points[i].block);
+    if (l->last && l->last->region) print_block(c, l->last);
     abort();
 }
 
@@ -344,7 +367,7 @@ static u32 both(Cpu *c) {
     l->on = false;
     c->feed = NULL;
     j->interpret = false;
-    const char *what = l->useless ? NULL : verdict(l, done, exact ? l->end_live : 0);
+    const char *what = l->useless ? NULL : verdict(l, done, exact && !l->vague ? l->end_live : 0);
     if (!l->useless && !what) j->stats.compared += l->entered;
     if (what && agrees_with_itself(c, l, done)) report(c, l, what, done);
     if (what)

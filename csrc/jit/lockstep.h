@@ -18,15 +18,25 @@ typedef struct ChainPoint {
     u64 r[R_RIP + 1], cc;
 } ChainPoint;
 
+/* A straight run of instructions: a block, or a part of a region that is entered at its begin alone. */
+typedef struct Run {
+    const Block *block;
+    const Insn *insn;
+    u64 rip;
+    u32 n;
+} Run;
+
 typedef struct Lockstep {
     bool on;      /* a chain is being translated and run */
     bool useless; /* this chain cannot be compared */
     bool torn;    /* the last block was left in the middle: its code was written to */
+    bool vague;   /* flags are lost that only a translation left behind knows to be dead */
     u32 tick, max_blocks;
-    u32 done, target;     /* instructions, those of the block being run included; where the translator is to stop */
-    const Block *running; /* NULL: between blocks */
-    u32 entered;          /* translations */
-    u64 end_live;         /* arithmetic flags that may be read where the chain ends */
+    u32 done, target;  /* instructions, those of the run included; where the translator is to stop */
+    Run running;       /* block NULL: between runs */
+    const Block *last; /* the translation that announced itself last */
+    u32 entered;       /* runs announced */
+    u64 end_live;      /* arithmetic flags that may be read where the chain ends */
     u32 n_points, at;
     const ChainPoint *wrong; /* the first block at whose begin the translator had another state */
     ChainPoint points[CHAIN_MAX];
@@ -36,10 +46,10 @@ typedef struct Lockstep {
     StoreLog stores, stores_again;
 } Lockstep;
 
-/* What translations do first: a call of lockstep_entered(). */
+/* What comes before each run of a translation: a call of lockstep_entered(). */
 typedef struct Announcement {
     Insn insn;
-    const Block *block;
+    Run run;
     u64 live; /* arithmetic flags it may read; ways to it may have clobbered the others */
 } Announcement;
 void lockstep_entered(Cpu *c, const Insn *in);

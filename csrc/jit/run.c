@@ -95,7 +95,6 @@ static void promote(Cpu *c, JitExit *x) {
     if (!b) return;
     b->region = true;
     b->hits = HOT;
-    c->jit->stats.regions++;
     jit_drop(c, b);
 }
 
@@ -125,7 +124,7 @@ JitExit *jit_enter(Cpu *c, Block *b) {
 bool jit_can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }
 
 void jit_run_block(Cpu *c) {
-    c->jit->single = true;
+    c->jit->heat = 0; /* blocks are entered one by one */
     interp_begin(c);
     jit_take_flushes(c);
     Block *b = jit_find(c);

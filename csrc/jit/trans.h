@@ -169,7 +169,7 @@ void emit_cover_pairs(Trans *t);
 void emit_uncover_pairs(Trans *t);
 
 /* region.c */
-enum { REGION_BYTES = 512, REGION_HEAT = 2000, NO_INSN = 0xff, ALWAYS = 16 };
+enum { REGION_BYTES = 512, NO_INSN = 0xff, ALWAYS = 16 };
 bool region_make(Cpu *c, Jit *j, Block *b, const Insn **insn, unsigned *n); /* false: nothing to gain */
 void region_labels(Trans *t);
 void region_label(Trans *t); /* before an instruction */

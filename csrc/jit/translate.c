@@ -66,14 +66,22 @@ static void emit_insn(Trans *t) {
     else emit_helper(t); /* REP: the next instruction follows when it is done */
 }
 
-/* Lock-step follows every way into a translation. */
+static bool run_begins(const Trans *t, unsigned i) {
+    return !i || t->guest[i].label || t->guest[i - 1].in->flags & INF_END;
+}
+
+/* Lock-step follows every way into a translation, and through a region. A group goes on: r13 survives. */
 static void emit_announcement(Trans *t) {
     Announcement *x = jit_alloc(t->jit, sizeof *x);
+    unsigned end = t->i + 1;
+    while (end < t->n && !run_begins(t, end)) end++;
+    u64 rip = t->g->next - t->g->in->len;
     x->insn.fn = lockstep_entered;
-    x->block = t->b;
-    x->live = t->guest[0].live;
+    x->run = (Run){.block = t->b, .insn = t->g->in, .rip = rip, .n = end - t->i};
+    x->live = t->g->live;
+    held_drop(t);
     asm_imm(&t->a, R15, (u64)&x->insn);
-    asm_imm(&t->a, R14, t->b->rip);
+    asm_imm(&t->a, R14, rip);
     asm_call(&t->a, (u64)t->jit->helper);
 }
 
@@ -87,6 +95,7 @@ static bool finish(Trans *t) {
     t->code->end = (u32)(t->a.p - j->rw);
     cold_emit(t);
     j->stats.translated++;
+    j->stats.regions += t->region;
     j->stats.code_bytes += (u64)(t->a.p - j->rw) - j->used;
     j->used = (u32)((t->a.p - j->rw) + 15) & ~15u;
     j->codes[j->n_codes++] = t->code;
@@ -101,6 +110,7 @@ static void emit_guest(Trans *t) {
     t->mode_after = t->b->mode;
     if (t->g->label || !only_registers(t->g)) held_flush(t);
     region_label(t);
+    if (unlikely(t->jit->lockstep) && !t->ended && run_begins(t, t->i)) emit_announcement(t);
     t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
     if (t->ended) return; /* nothing leads here */
     group_open(t);
@@ -120,7 +130,6 @@ static void emit_all(Trans *t) {
     emit_heat(t);
     held_drop(t);
     memset(t->version, 0, sizeof t->version);
-    if (unlikely(t->jit->lockstep)) emit_announcement(t);
     for (t->i = 0; t->i < t->n; t->i++) emit_guest(t);
     if (!t->planning) return;
     t->planning = false;

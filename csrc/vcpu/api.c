@@ -246,6 +246,7 @@ void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
     if (!v->jit) return;
     const JitStats *j = &v->jit->stats;
     out->jit_blocks = j->translated;
+    out->jit_regions = j->regions;
     out->jit_bytes = j->code_bytes;
     out->jit_used = v->jit->used;
     out->jit_entered = j->entered;

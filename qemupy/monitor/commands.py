@@ -152,11 +152,11 @@ def screendump(vm: Vm, filename: str, format: str = "ppm") -> None:
 
 
 _TRANSLATOR_COUNTERS = (
-    ("translated blocks", "jit_blocks"), ("host code bytes", "jit_bytes"), ("code cache in use", "jit_used"),
-    ("code cache flushes", "jit_flushes"), ("entered", "jit_entered"), ("exits linked", "jit_linked"),
-    ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"), ("exits by poll", "jit_poll"),
-    ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"), ("group checks failed", "jit_group_failed"),
-    ("blocks compared", "jit_compared"),
+    ("translated blocks", "jit_blocks"), ("of these regions", "jit_regions"), ("host code bytes", "jit_bytes"),
+    ("code cache in use", "jit_used"), ("code cache flushes", "jit_flushes"), ("entered", "jit_entered"),
+    ("exits linked", "jit_linked"), ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"),
+    ("exits by poll", "jit_poll"), ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"),
+    ("group checks failed", "jit_group_failed"), ("blocks compared", "jit_compared"),
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def outcome(program: Program, seed: int, accel: str, lockstep: str = "") -> tupl
         assert len(written) == 1, f"exit {reason}, rip {state.rip:#x}, written {written}"
         stats = ffi.new("QpyVcpuStats *")
         lib.qpy_vcpu_stats(guest.vcpu, stats)
+        assert stats.jit_regions or lockstep != "chain" or program.modifies, "no block became a region"
         return [written[0], guest.get_int(FAULTS, 4), *map(int, state.gpr)], int(stats.jit_compared)
 
 

@@ -3,32 +3,7 @@ have them interpreted."""
 
 from __future__ import annotations
 
-from qemupy._core import lib
-from rawguest import RawGuest, assemble
-
-DONE_PORT = 0xE9
-RESUME, ENVIRONMENT, HANDLERS = 0x4000, 0x4100, 0x3000
-
-
-def run(code: str, faults: tuple[int, ...] = ()) -> RawGuest:
-    """Runs 64-bit code until it writes to DONE_PORT; these faults lead to where RESUME says. The caller closes the
-    guest."""
-    guest = RawGuest(accel="dbt")
-    for vector in faults:
-        at = HANDLERS + 64 * vector
-        pop_error = "lea rsp, [rsp + 8]; " if vector == 13 else ""
-        text = f"{pop_error}mov eax, [{RESUME:#x}]; mov [rsp], rax; iretq"
-        guest.put(at, assemble(text, 64, at))
-        guest.gate64(vector, at)
-
-    def pio_write(port: int, size: int, value: int) -> None:
-        if port == DONE_PORT:
-            lib.qpy_vcpu_kick(guest.vcpu)
-
-    guest.pio_write = pio_write
-    guest.start64(f"{code}\nout {DONE_PORT:#x}, al\n0: jmp 0b")
-    assert lib.qpy_vcpu_run(guest.vcpu) == lib.QPY_EXIT_KICK
-    return guest
+from translated import ENVIRONMENT, RESUME, run
 
 
 def test_flags_survive_an_indirect_jump_that_meets_another_target() -> None:
