@@ -72,8 +72,8 @@ class Disk:
     drive: Drive
     image: Image
 
-    def find(self, name: str) -> Info | None:
-        return next((s for s in self.image.snapshots() if s.name == name), None)
+    def named(self, name: str) -> list[Info]:
+        return [s for s in self.image.snapshots() if s.name == name]
 
 
 @record()
@@ -186,10 +186,16 @@ class Snapshots:
         return disks
 
     def _find(self, name: str) -> list[tuple[Disk, Info]]:
-        found = [(disk, disk.find(name)) for disk in self.disks()]
-        if any(info is None for _, info in found):
+        """Of each disk the snapshot of that name. A savevm over an old one that was killed leaves some disks with both:
+        what belongs together has the same date."""
+        disks = self.disks()
+        found = [disk.named(name) for disk in disks]
+        if not all(found):
             raise MonitorError(f"Snapshot '{name}' does not exist in one or more devices")
-        return [(disk, info) for disk, info in found if info is not None]
+        dates = [[(info.date_sec, info.date_nsec) for info in infos] for infos in found]
+        common = next((date for date in dates[0] if all(date in others for others in dates)), None)
+        chosen = [own.index(common) if common is not None else 0 for own in dates]
+        return [(disk, infos[at]) for disk, infos, at in zip(disks, found, chosen, strict=True)]
 
     def listing(self) -> tuple[list[Any], dict[str, list[Any]]]:
         """Snapshots on all disks, which can be loaded, and by disk those that cannot."""

@@ -79,6 +79,21 @@ def test_reset_forgets_what_waits(machine: Machine, full: Path) -> None:
     assert machine.vm.running and not machine.errors and (full / "disk.img").read_bytes()[-MIB:] == bytes(MIB)
 
 
+def test_reset_forgets_what_a_commit_holds_back(machine: Machine, tmp_path: Path) -> None:
+    """A read that began before the reset must not fill memory of the machine after it."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(b"d" * MIB)
+    drive = machine.drive(f"file={disk},format=raw")
+    buffer = bytearray(512)
+    with machine.vm.bql:
+        drive.hold()
+        drive.read(0, buffer, lambda error: machine.errors.append(("read", error)))
+        machine.vm.reset()
+        drive.resume()
+    machine.write(drive, "after", 0, b"x" * 512)
+    assert machine.wait("after") == [0] and not machine.errors and buffer == bytes(512)
+
+
 def test_a_machine_with_waiting_requests_is_not_saved(machine: Machine, full: Path, tmp_path: Path) -> None:
     drive = machine.drive(f"file={full}/disk.img,format=raw")
     machine.write(drive, "big", 0, b"z" * (2 * MIB))

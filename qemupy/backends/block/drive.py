@@ -311,8 +311,10 @@ class Drive:
             self._start(request)
 
     def forget_suspended(self) -> None:
-        """The machine was reset or became another one: nobody waits for these any more."""
+        """The machine was reset or became another one: nobody waits for these any more, nor for what is held back."""
         self.suspended.clear()
+        if self._held is not None:
+            self._held.clear()
 
     def close(self) -> None:
         """Flush and let go of the image; requests must have been drained."""
