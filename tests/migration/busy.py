@@ -43,19 +43,18 @@ class Plan:
             seed = (seed * 1103515245 + 12345) & 0xFFFFFFFF
             self.writes[seed >> 16 & BLOCKS - 1].append(number)
 
-    def check(self, disk: Path, flushed: int) -> None:
-        """A raw image: each block holds the last write that was flushed or, sector by sector, one that came later."""
-        with disk.open("rb") as file:
-            for block, writes in enumerate(self.writes):
-                stable = max((number for number in writes if number <= flushed), default=0)
-                later = [number for number in writes if flushed < number <= flushed + UNDER_WAY]
-                if not stable:
-                    continue
-                file.seek(block * STRIDE)
-                for sector in range(SECTORS):
-                    found = file.read(SECTOR)
-                    good = [pattern(number, sector) for number in (stable, *later)]
-                    assert found in good, f"block {block}, sector {sector}: not the write {stable}, nor one of {later}"
+    def check(self, disk: bytes, flushed: int) -> None:
+        """Each block holds the last write that was flushed or, sector by sector, one that came later."""
+        for block, writes in enumerate(self.writes):
+            stable = max((number for number in writes if number <= flushed), default=0)
+            later = [number for number in writes if flushed < number <= flushed + UNDER_WAY]
+            if not stable:
+                continue
+            for sector in range(SECTORS):
+                at = block * STRIDE + sector * SECTOR
+                found = disk[at : at + SECTOR]
+                good = [pattern(number, sector) for number in (stable, *later)]
+                assert found in good, f"block {block}, sector {sector}: not the write {stable}, nor one of {later}"
 
 
 def pattern(number: int, sector: int) -> bytes:
@@ -75,10 +74,12 @@ def check_image(image: Path) -> None:
     subprocess.run(["qemu-img", "check", "-q", image], check=True)
 
 
-def to_raw(image: Path) -> Path:
+def content(image: Path) -> bytes:
+    """The part of the disk that the plan is about, as qemu-img reads it."""
     raw = image.with_suffix(".raw")
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], check=True)
-    return raw
+    with raw.open("rb") as file:
+        return file.read(BLOCKS * STRIDE)
 
 
 def tags(image: Path) -> list[str]:

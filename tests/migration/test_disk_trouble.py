@@ -105,7 +105,7 @@ def test_commit_to_a_full_disk(tmp_path: Path, floppy: Path, layered: tuple[Path
         process.wait_passes(20)
         process.mon.send("quit")
         assert process.wait() == 0
-        busy.Plan(5000).check(busy.to_raw(top), busy.flushed(process))
+        busy.Plan(5000).check(busy.content(top), busy.flushed(process))
     good(base)
     good(top)
 

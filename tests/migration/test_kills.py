@@ -66,7 +66,7 @@ class Kills:
         after = busy.tags(self.disk)
         assert set(before) <= set(after) <= {*before, new}, f"snapshots {before} became {after}"
         assert busy.tags(self.base) == ["old"]
-        self.plan.check(busy.to_raw(self.disk), reported)
+        self.plan.check(busy.content(self.disk), reported)
 
     def _kill(self, process: Process) -> tuple[int, str]:
         new = ""
