@@ -249,6 +249,7 @@ struct Cpu {
     u64 jit_pairs;            /* where translated code begins on the stack of return addresses */
     const void *jit_cache;    /* jump cache of the mode that runs */
     u64 jit_tmp[3];
+    u64 jit_group[4];         /* host addresses of groups (jit/group.c) */
     u64 jit_mask[5];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits, 63, 31 */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
     const void *jit_fn[4];    /* C functions it calls */

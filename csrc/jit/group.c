@@ -56,8 +56,13 @@ void group_note(Trans *t, Place at, i32 disp, unsigned n, bool write) {
         (Access){.at = at, .insn = (u8)t->i, .n = (u8)n, .write = write, .off = origin(t, &at) + disp};
 }
 
-void group_barrier(Trans *t) {
+void groups_end(Trans *t) {
     t->group.on = false;
+    for (unsigned s = 0; s < ARRAY_LEN(t->stored); s++) t->stored[s].on = false;
+}
+
+void group_barrier(Trans *t) {
+    groups_end(t);
     if (!t->planning) return;
     if (t->n_access && t->access[t->n_access - 1].barrier) return;
     t->access[t->n_access++] = (Access){.insn = (u8)t->i, .barrier = true};
@@ -72,12 +77,8 @@ void group_branch(Trans *t) {
     if (t->planning) t->access[t->n_access++] = (Access){.insn = (u8)t->i, .branch = true};
 }
 
-bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write) {
-    const Group *p = &t->group;
-    i32 off = origin(t, &at) + disp;
-    if (!p->on || !same_place(&p->at, &at) || off < p->lo || off + (i32)n > p->hi || (write && !p->write)) return false;
-    t->mem = rm_at(R13, off - p->lo);
-    return true;
+static bool covers(const Group *p, Place at, i32 off, unsigned n, bool write) {
+    return p->on && same_place(&p->at, &at) && off >= p->lo && off + (i32)n <= p->hi && (p->write || !write);
 }
 
 static bool joins(const Group *p, const Access *x) {
@@ -110,32 +111,88 @@ static unsigned gather(const Trans *t, unsigned k, Group *p) {
     return members;
 }
 
-/* r13 = the guest address of the group's begin */
-static void emit_begin(Trans *t, const Group *p) {
+/* host = the guest address of the group's begin; may clobber r15 */
+static void emit_begin(Trans *t, const Group *p, unsigned host) {
     Asm *a = &t->a;
     Rm m = {.reg = NO_REG, .base = (u8)host_reg(p->at.base), .index = NO_REG, .disp = p->lo - origin(t, &p->at)};
-    if (m.base == NO_REG) asm_load(a, m.base = R13, slot(t, p->at.base));
+    if (m.base == NO_REG) asm_load(a, m.base = (u8)host, slot(t, p->at.base));
     if (p->at.index != NO_REG) {
         m.index = (u8)host_reg(p->at.index);
         m.scale = p->at.scale;
         if (m.index == NO_REG) asm_load(a, m.index = R15, slot(t, p->at.index));
     }
-    asm_lea(a, R13, m);
+    asm_lea(a, host, m);
 }
 
-static void emit_check(Trans *t, const Group *p) {
-    Asm *a = &t->a;
-    Rm m = rm_abs((const char *)t->tlb + (p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag)));
+static Rm tlb_field(const Trans *t, unsigned offset) {
+    Rm m = rm_abs((const char *)t->tlb + offset);
     m.index = R15;
-    emit_begin(t, p);
-    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R13)), put1(a, 7); /* rorx r15, r13, 7 */
+    return m;
+}
+
+/* r13 or r14 = the host address of the group's begin. */
+static void emit_check(Trans *t, const Group *p, unsigned host) {
+    Asm *a = &t->a;
+    Rm tag = tlb_field(t, p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag));
+    emit_begin(t, p, host);
+    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(host)), put1(a, 7); /* rorx r15, host, 7 */
     asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
-    asm_mov(a, R14, R13);
-    asm_rm(a, E_W, MAP_1, 0x2b, R14, m);
+    if (host != R14) asm_mov(a, R14, host);
+    asm_rm(a, E_W, MAP_1, 0x2b, R14, tag);
     asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - (u32)(p->hi - p->lo));
     cold_interpret(t, asm_jcc(a, 7, asm_here(a)));
-    m.disp = (i32)(u32)(u64)((const char *)t->tlb + offsetof(TlbEntry, delta));
-    asm_rm(a, E_W, MAP_1, 0x03, R13, m);
+    if (host == R14) asm_rm(a, E_W, MAP_1, 0x03, host, tag);
+    asm_rm(a, E_W, MAP_1, 0x03, host, tlb_field(t, offsetof(TlbEntry, delta)));
+}
+
+static bool stored_already(const Trans *t, const Access *x) {
+    for (unsigned s = 0; s < ARRAY_LEN(t->stored); s++)
+        if (covers(&t->stored[s], x->at, x->off, x->n, x->write)) return true;
+    return false;
+}
+
+/* The access that was noted for this operand while planning, or n_access. */
+static unsigned noted(const Trans *t, const Place *at, i32 off, bool write) {
+    unsigned k = 0;
+    for (; k < t->n_access; k++) {
+        const Access *x = &t->access[k];
+        if (x->insn == t->i && !x->barrier && !x->branch && x->off == off && x->write == write &&
+            same_place(&x->at, at))
+            break;
+    }
+    return k;
+}
+
+/* r13 is taken, but others will come to this place: the host address is kept in memory. */
+static bool open_stored(Trans *t, Place at, i32 off, bool write) {
+    unsigned s = 0, k;
+    Group p;
+    if (t->planning || keep_flags(t)) return false;
+    while (s < ARRAY_LEN(t->stored) && t->stored[s].on) s++;
+    if (s == ARRAY_LEN(t->stored)) return false;
+    if ((k = noted(t, &at, off, write)) == t->n_access || gather(t, k, &p) < 2) return false;
+    held_drop(t);
+    emit_check(t, &p, R14);
+    asm_store(&t->a, rm_abs(&t->c->jit_group[s]), R14);
+    t->stored[s] = p;
+    t->mem = rm_at(R14, off - p.lo);
+    return true;
+}
+
+bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write) {
+    i32 off = origin(t, &at) + disp;
+    if (covers(&t->group, at, off, n, write)) {
+        t->mem = rm_at(R13, off - t->group.lo);
+        return true;
+    }
+    for (unsigned s = 0; s < ARRAY_LEN(t->stored); s++) {
+        if (!covers(&t->stored[s], at, off, n, write)) continue;
+        held_drop_host(t, R14);
+        asm_load(&t->a, R14, rm_abs(&t->c->jit_group[s]));
+        t->mem = rm_at(R14, off - t->stored[s].lo);
+        return true;
+    }
+    return open_stored(t, at, off, write);
 }
 
 /* Before an instruction: is there a group to open? Only where RFLAGS may go, and with no other one on. */
@@ -145,16 +202,18 @@ void group_open(Trans *t) {
         const Access *x = &t->access[k];
         if (x->insn < t->i) continue;
         if (x->barrier || x->branch) return;
-        if (!place_current(t, &x->at)) continue; /* its address is not known yet */
+        if (!place_current(t, &x->at) || stored_already(t, x)) continue; /* its address is not known yet; is known */
         Group p;
         if (gather(t, k, &p) < 2 && !t->guest[x->insn].live) continue;
         if (x->insn != t->i && !t->guest[x->insn].live) return; /* it can wait */
         held_drop(t);
-        emit_check(t, &p);
+        emit_check(t, &p, R13);
         t->group = p;
         return;
     }
 }
+
+static bool is_over(const Trans *t, const Group *p) { return t->i >= p->last || !place_current(t, &p->at); }
 
 /* Behind an instruction: what it changed. */
 void group_step(Trans *t) {
@@ -162,5 +221,7 @@ void group_step(Trans *t) {
     t->sp += g->sp_change;
     for (unsigned n = 0; n < 16; n++)
         if (g->written >> n & 1) t->version[n]++;
-    if (t->group.on && (t->i >= t->group.last || !place_current(t, &t->group.at))) t->group.on = false;
+    if (t->group.on && is_over(t, &t->group)) t->group.on = false;
+    for (unsigned s = 0; s < ARRAY_LEN(t->stored); s++)
+        if (t->stored[s].on && is_over(t, &t->stored[s])) t->stored[s].on = false;
 }

@@ -91,7 +91,7 @@ void region_labels(Trans *t) {
 /* Other ways than the instruction before lead to the one that comes now: nothing is known about registers. */
 void region_join(Trans *t) {
     held_drop(t);
-    t->group.on = false;
+    groups_end(t);
     for (unsigned n = 0; n < 16; n++) t->version[n]++;
     group_barrier_behind(t);
 }

@@ -46,7 +46,8 @@ typedef struct Access {
     i32 off; /* from the place; for RSP from its value at the block's begin */
 } Access;
 
-/* One check for several accesses: while `on`, r13 is the host address of place + lo, good up to place + hi. */
+/* One check for several accesses: while `on`, r13 (or a word of Cpu.jit_group) is the host address of place + lo, good
+ * up to place + hi. */
 typedef struct Group {
     Place at;
     bool on, write;
@@ -80,7 +81,7 @@ typedef struct Trans {
     unsigned victim;
     Rm mem;        /* the memory operand after emit_address() */
     bool planning; /* first pass: accesses are noted, the code is thrown away */
-    Group group;
+    Group group, stored[4];
     u16 version[16];
     i32 sp;          /* RSP - its value at the block's begin */
     const Insn *x87; /* last x87 instruction, whose pointers are still to be stored */
@@ -146,6 +147,7 @@ void group_barrier_behind(Trans *t); /* behind the instruction before */
 void group_branch(Trans *t);
 /* True: t->mem is the operand. */
 bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write);
+void groups_end(Trans *t);
 void group_open(Trans *t);
 void group_step(Trans *t);
 void group_registers(Guest *g, const ZydisDecodedOperand *ops);
