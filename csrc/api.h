@@ -259,6 +259,7 @@ enum {
     QPY_DBT_LOCKSTEP = 4,      /* compare blocks with the interpreter; a difference ends the process */
     QPY_DBT_LOCKSTEP_CHAIN = 8 /* the same with chains of blocks */
 };
+void qpy_machine_set_one_insn(QpyMachine *m, int on); /* for all blocks made from now on; drops those there are */
 void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t flags);
 /* What runs the vCPU, before its first run; the same vCPU runs on either. -ENOSYS: the core has none such. */
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel);
@@ -338,13 +339,16 @@ typedef struct QpyCpuState {
 
 typedef struct QpyVcpuStats {
     /* icount: exact under -icount and in the interpreter, else at least so many. */
+    int64_t device_ns; /* ns spent in upcalls, waiting for the big lock included */
     uint64_t icount, tlb_fill, tlb_flush, pio, mmio, exc, irq, block, decode, smc;
     /* The translator's, 0 without one: blocks and bytes of host code made, code cache in use, times entered,
      * instructions left to handlers, polls that left, exits linked and unlinked, jump-cache entries made, flushes of
      * the code cache, host exceptions that were the guest's, group checks that failed, blocks compared in lock-step;
-     * regions among the blocks made. */
-    uint64_t jit_blocks, jit_regions, jit_bytes, jit_used, jit_entered, jit_helper, jit_poll, jit_linked, jit_unlinked,
-        jit_cached, jit_flushes, jit_faults, jit_group_failed, jit_compared;
+     * regions among the blocks made; left through an exit not linked, because of what a handler did, for a target that
+     * no jump cache has; blocks interpreted; ns in translation, and about so many in interpretation. */
+    uint64_t jit_blocks, jit_bytes, jit_used, jit_entered, jit_helper, jit_poll, jit_linked, jit_unlinked, jit_cached,
+        jit_flushes, jit_faults, jit_group_failed, jit_compared, jit_regions, jit_exit_unlinked, jit_exit_handler,
+        jit_exit_missed, jit_interpreted, jit_translate_ns, jit_interpret_ns;
 } QpyVcpuStats;
 
 void qpy_vcpu_get_state(QpyVcpu *v, QpyCpuState *out);

@@ -45,6 +45,7 @@ class Draft:
     accels: list[accel_options.Candidate] = field(factory=list)
     warnings: list[str] = field(factory=list)
     snapshot: bool = False
+    singlestep: bool = False
 
     def append(self, key: str, value: Any) -> None:
         self.lists.setdefault(key, []).append(value)
@@ -79,6 +80,10 @@ def _machine(draft: Draft, text: str) -> None:
 
 def _accel(draft: Draft, text: str) -> None:
     draft.accels.append(accel_options.parse_accel(text))
+
+
+def _singlestep(draft: Draft, text: str) -> None:
+    draft.singlestep = True
 
 
 def _icount(draft: Draft, text: str) -> None:
@@ -280,6 +285,7 @@ OPTIONS: dict[str, Option] = {
     "machine": Option("[type=]NAME[,prop=value...]", "the machine; accel=NAME chooses the accelerator", _machine),
     "accel": Option("NAME[,thread=single|multi][,tb-size=MIB][,one-insn-per-tb=on|off][,split-wx=on|off]",
                     "the accelerator ('-accel help'); of several the first that there is", _accel),
+    "singlestep": Option("", "one guest instruction in each translated block, as one-insn-per-tb=on", _singlestep),
     "icount": Option("[shift=]N|auto[,align=on|off][,sleep=on|off]",
                      "guest time by instructions: each takes 2^N ns; runs repeat exactly", _icount),
     "seed": Option("NUMBER", "random numbers that repeat from run to run", _seed),
@@ -413,7 +419,10 @@ def _finish(draft: Draft) -> Config:
     if not values.get("nodefaults"):
         _add_default_drives(drives)
     values.update((key, tuple(items)) for key, items in draft.lists.items())
-    values["accel"] = accel = accel_options.choose(draft.accels, draft.warnings)
+    accel = accel_options.choose(draft.accels, draft.warnings)
+    if draft.singlestep:
+        accel = replace(accel, one_insn_per_tb=True)
+    values["accel"] = accel
     if accel.thread == "multi" and values.get("icount") is not None:
         raise ConfigError("No MTTCG when icount is enabled")
     values.update(drives=tuple(drives), devices=tuple(draft.devices), machine_options=draft.machine_options)

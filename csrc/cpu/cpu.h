@@ -260,6 +260,7 @@ struct Cpu {
 
     /* counters for `info jit` and tests */
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
+    i64 device_ns; /* spent in upcalls, waiting for the big lock included; negative while in one */
 
     const struct MemRange *last_range; /* where the last translation led; NULL after a flush */
     u64 l2_gen, l2_global_gen, l2_pcid_gen[PCID_SLOTS];

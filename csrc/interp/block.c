@@ -180,6 +180,14 @@ static void post_remote(Interp *it, u64 off, unsigned n) {
     if (it->owner) cpu_pend(it->owner, PEND_KICK);
 }
 
+void interp_ask_flush(Cpu *c) {
+    Interp *it = c->interp;
+    spin_lock(&it->lock);
+    it->n_remote = REMOTE_MAX + 1;
+    spin_unlock(&it->lock);
+    cpu_pend(c, PEND_KICK);
+}
+
 static bool same_machine(const Interp *it, const Cpu *c) { return it->owner && it->owner->machine == c->machine; }
 
 /* Code was written to. The writing vCPU drops its blocks at once; the others at their next block boundary, before they
@@ -318,7 +326,7 @@ static Block *block_build(Cpu *c, u64 lin, const u8 *host, u64 ram_off) {
     Block tmp;
     do {
         source_read(&s);
-        n = decode_run(c, &s, insn, page->hot ? 1 : BLOCK_MAX_INSNS, &size);
+        n = decode_run(c, &s, insn, page->hot || machine_one_insn(c->machine) ? 1 : BLOCK_MAX_INSNS, &size);
         if (!n) n = decode_crossing(c, &s, insn, &size);
         if (!n) return NULL;
         tmp = (Block){.rip = s.rip,

@@ -33,6 +33,7 @@ void interp_settle(Cpu *c);               /* outside of any block: Cpu.icount be
 struct Interp *interp_new(void);
 void interp_free(struct Interp *it);
 void interp_flush_all(Cpu *c);    /* drop every block */
+void interp_ask_flush(Cpu *c);    /* the same soon, on its own thread; any thread */
 void interp_flush_lookup(Cpu *c); /* mappings changed: drop RIP->block shortcuts, keep blocks */
 
 /* Guest FPU state (cpu/fpu.c): live = in host registers. Park before anything that may touch vector registers. */

@@ -16,6 +16,7 @@
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x10u
 #endif
+enum { CODE_MIN = 1 << 20, CODE_DEFAULT = 32 << 20, CODE_MAX = 512 << 20 };
 enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 };
 enum { REGION_HEAT = 2000, REGION_HEAT_LOCKSTEP = 3 };
 
@@ -36,26 +37,49 @@ static bool loop_is_fast(void) {
 static bool map_code(Jit *j) {
     int fd = (int)syscall(SYS_memfd_create, "jit", MFD_CLOEXEC | MFD_EXEC);
     if (fd < 0) fd = (int)syscall(SYS_memfd_create, "jit", MFD_CLOEXEC); /* a kernel before 6.3 */
-    if (fd >= 0 && ftruncate(fd, JIT_CODE_BYTES) == 0) {
-        j->rw = mmap(NULL, JIT_CODE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        j->rx = mmap(NULL, JIT_CODE_BYTES, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
+    if (fd >= 0 && ftruncate(fd, j->code_max) == 0) {
+        j->rw = mmap(NULL, j->code_max, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        j->rx = mmap(NULL, j->code_max, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_32BIT, fd, 0);
         close(fd);
         if (j->rw != MAP_FAILED && j->rx != MAP_FAILED) return true;
+        if (j->rw != MAP_FAILED) munmap(j->rw, j->code_max);
+        if (j->rx != MAP_FAILED) munmap((void *)j->rx, j->code_max);
     } else if (fd >= 0) {
         close(fd);
     }
-    j->rw = mmap(NULL, JIT_CODE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC,
+    j->rw = mmap(NULL, j->code_max, PROT_READ | PROT_WRITE | PROT_EXEC,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
     j->rx = j->rw;
     return j->rw != MAP_FAILED;
 }
 
-static bool map_all(Jit *j) {
-    j->arena = mmap(NULL, JIT_ARENA_BYTES, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
+static bool map_both(Jit *j, u32 bytes) {
+    j->code_max = bytes;
+    j->arena_max = bytes + bytes / 2;
+    j->arena = mmap(NULL, j->arena_max, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT,
+                    -1, 0);
     if (j->arena == MAP_FAILED) return false;
+    if (map_code(j)) return true;
+    munmap(j->arena, j->arena_max);
+    return false;
+}
+
+/* tb-size is for all vCPUs together. */
+static u32 wanted_bytes(const Machine *m) {
+    u64 bytes = m->code_cache ? m->code_cache / m->n_cpus : CODE_DEFAULT;
+    if (bytes < CODE_MIN) return CODE_MIN;
+    return bytes > CODE_MAX ? CODE_MAX : (u32)(bytes & PAGE_MASK);
+}
+
+/* What is wanted, or half of it again and again: address space below 2 GiB is scarce. */
+static bool map_all(Jit *j, const Machine *m) {
+    u32 bytes = wanted_bytes(m);
+    while (!map_both(j, bytes)) {
+        if (bytes < 2 * CODE_MIN) return false;
+        bytes = bytes / 2 & (u32)PAGE_MASK;
+    }
     j->codes = malloc(MAX_CODES * sizeof *j->codes);
-    return j->codes && map_code(j);
+    return j->codes;
 }
 
 static u32 region_heat(u32 lockstep) {
@@ -68,7 +92,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     if (*why) return NULL;
     Jit *j = calloc(1, sizeof *j);
     if (j && c->machine->lockstep) j->lockstep = calloc(1, sizeof *j->lockstep);
-    if (!j || !map_all(j) || !jit_pairs_init(c, j) || (c->machine->lockstep && !j->lockstep)) {
+    if (!j || !map_all(j, c->machine) || !jit_pairs_init(c, j) || (c->machine->lockstep && !j->lockstep)) {
         *why = "no memory for the code cache";
         free(j);
         return NULL;
@@ -95,9 +119,9 @@ void jit_free(struct Jit *j) {
     free(j->codes);
     jit_pairs_free(j);
     free(j->lockstep);
-    munmap(j->arena, JIT_ARENA_BYTES);
-    if (j->rw != j->rx) munmap((void *)j->rx, JIT_CODE_BYTES);
-    munmap(j->rw, JIT_CODE_BYTES);
+    munmap(j->arena, j->arena_max);
+    if (j->rw != j->rx) munmap((void *)j->rx, j->code_max);
+    munmap(j->rw, j->code_max);
     free(j);
 }
 
@@ -109,7 +133,7 @@ void *jit_alloc(Jit *j, size_t n) {
 }
 
 bool jit_room(const Jit *j) {
-    return j->used + RESERVE_CODE < JIT_CODE_BYTES && j->arena_used + RESERVE_ARENA < JIT_ARENA_BYTES &&
+    return j->used + RESERVE_CODE < j->code_max && j->arena_used + RESERVE_ARENA < j->arena_max &&
            j->n_codes < MAX_CODES;
 }
 

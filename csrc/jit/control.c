@@ -106,6 +106,7 @@ void emit_poll_for(Trans *t, u64 rip) { emit_poll(t, exit_new(t, rip)); }
 /* Counts entries, where that costs little. */
 void emit_heat(Trans *t) {
     if (t->guest[0].live || t->b->region || !t->jit->heat || t->b->ram_off2 != ~0ull) return;
+    if (machine_one_insn(t->c->machine)) return;
     t->code->heat = t->jit->heat;
     asm_rm(&t->a, 0, MAP_1, 0xff, 1, rm_abs(&t->code->heat)); /* dec */
     JitExit *x = exit_new(t, t->b->rip);

@@ -70,13 +70,17 @@ typedef struct ExitList {
 typedef struct JitStats {
     u64 translated, regions, code_bytes, entered, helper, poll, linked, unlinked, cache_fill, flushes, host_faults,
         group_failed, compared;
+    u64 exit_unlinked, exit_handler, exit_handled; /* handled: also those for a target that is in no jump cache */
+    u64 interpreted;                               /* blocks */
+    i64 translate_ns, interpret_ns;
 } JitStats;
 
 typedef struct Jit {
     u8 *rw;           /* the code cache, writable view */
     const u8 *rx;     /* executable view, below 2 GiB */
     u32 used, common; /* common: what the shared stubs take */
-    char *arena;      /* JitCode, JitExit, JitPoint; below 2 GiB */
+    u32 code_max, arena_max;
+    char *arena; /* JitCode, JitExit, JitPoint; below 2 GiB */
     u32 arena_used;
     u32 interp_flushes; /* Interp.flushes seen */
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
@@ -111,8 +115,6 @@ bool jit_translate(Cpu *c, Block *b);
 bool jit_eligible(const Cpu *c, const Block *b);
 
 /* cache.c */
-#define JIT_CODE_BYTES  (32u << 20)
-#define JIT_ARENA_BYTES (48u << 20)
 void *jit_alloc(Jit *j, size_t n);
 void jit_reset(Cpu *c); /* drops all translations; not from translated code */
 bool jit_room(const Jit *j);

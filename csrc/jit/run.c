@@ -3,12 +3,13 @@
  * Translated code leaves with the JitExit it took, or 0 when RIP is set and nothing is to be linked. All of it runs
  * with the guest's FPU state live, so this file is built without vector registers. */
 #include "jit/jit.h"
+#include "base/clock.h"
 #include "cpu/fpu.h"
 #include "interp/fpu_ops.h"
 #include "interp/int.h"
 #include "interp/trace.h"
 
-enum { HOT = 12, GROUP_FAILS = 200 };
+enum { HOT = 12, GROUP_FAILS = 200, TIMED = 16 };
 
 typedef u64 (*EnterFn)(Cpu *c, const u8 *code);
 
@@ -23,7 +24,9 @@ static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
     in->fn(c, in);
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
-    return c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode;
+    bool left = c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode;
+    j->stats.exit_handler += left;
+    return left;
 }
 
 static u64 run_handler_counted(Cpu *c, const Insn *in, u64 next) {
@@ -58,7 +61,21 @@ bool jit_flushed(Cpu *c) {
 static void consider(Cpu *c, Block *b) {
     if (b->hits++ != HOT || !jit_eligible(c, b)) return;
     fpu_park(c);
+    i64 begin = host_ns();
     jit_translate(c, b);
+    c->jit->stats.translate_ns += host_ns() - begin;
+}
+
+/* Some are timed and stand for all; time in devices is no part of it. One that raises is not seen. */
+static void interpret(Cpu *c, Block *b) {
+    JitStats *s = &c->jit->stats;
+    if (likely(s->interpreted++ % TIMED)) {
+        block_exec(c, b);
+        return;
+    }
+    i64 begin = host_ns() - c->device_ns;
+    block_exec(c, b);
+    s->interpret_ns += TIMED * (host_ns() - c->device_ns - begin);
 }
 
 /* What is pending may have to wait (interrupts are off): translated code is not to leave for that again and again.
@@ -111,11 +128,13 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
     c->cc = cc_from_ax((u16)c->jit_ax);
     j->handled = !r;
+    j->stats.exit_handled += !r;
     if (!r) return NULL;
     JitExit *x = (JitExit *)(r & ~(u64)JIT_EXIT_BITS);
     c->r[R_RIP] = x->rip;
     unsigned how = r & JIT_EXIT_BITS;
     j->stats.poll += how == JIT_EXIT_POLL;
+    j->stats.exit_unlinked += !how;
     if (how == JIT_EXIT_INTERPRET) group_failed(c, x);
     if (how == JIT_EXIT_HOT) promote(c, x);
     return how || c->mode != x->mode || c->lookup_gen != gen ? NULL : x;
@@ -175,7 +194,7 @@ void jit_run(Cpu *c) {
         }
         from = NULL;
         c->jit->interpret = false;
-        block_exec(c, b);
+        interpret(c, b);
         if (b->system && c->halted) return;
     }
 }

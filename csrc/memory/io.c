@@ -12,6 +12,7 @@ void fpu_park(Cpu *c); /* cpu/fpu.h */
 
 static void upcall_begin(Cpu *c) {
     fpu_park(c);
+    c->device_ns -= host_ns();
     guest_leave(c);
     bql_lock();
 }
@@ -24,6 +25,7 @@ static void end_block(Cpu *c) {
 static void upcall_end(Cpu *c) {
     bql_unlock();
     guest_enter(c);
+    c->device_ns += host_ns();
     end_block(c);
 }
 

@@ -143,6 +143,7 @@ const MemRange *machine_range(Machine *m, u64 gpa) {
 }
 
 i64 machine_clock_ns(Machine *m) { return clock_now(m->clock); }
+bool machine_one_insn(const Machine *m) { return m->one_insn; }
 bool machine_counts(const Machine *m) { return m->clock->counted; }
 
 /* The seeded sequence is SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). */

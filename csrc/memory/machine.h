@@ -67,6 +67,7 @@ i64 machine_clock_ns(struct Machine *m);
 u64 cpu_read_tsc(Cpu *c);
 /* Whether the clock counts instructions: every access that leaves the core then ends its block. */
 bool machine_counts(const struct Machine *m);
+bool machine_one_insn(const struct Machine *m); /* blocks are of one instruction */
 /* RDRAND and RDSEED: the seeded sequence, or the host's. False: none at the moment. */
 bool machine_random(struct Machine *m, u64 *v);
 

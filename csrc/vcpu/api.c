@@ -200,6 +200,10 @@ void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t fla
     m->perfmap = flags & QPY_DBT_PERFMAP;
     m->lockstep = flags & QPY_DBT_LOCKSTEP_CHAIN ? LOCKSTEP_CHAIN : flags & QPY_DBT_LOCKSTEP ? LOCKSTEP_BLOCK : 0;
 }
+void qpy_machine_set_one_insn(QpyMachine *m, int on) {
+    m->one_insn = on;
+    for (u32 i = 0; i < m->n_cpus; i++) interp_ask_flush(m->cpu[i]);
+}
 int qpy_vcpu_set_accel(QpyVcpu *v, int accel) {
     if (accel != ACCEL_INTERP && (accel != ACCEL_DBT || jit_unsupported())) return -ENOSYS;
     v->accel = (u8)accel;
@@ -234,6 +238,7 @@ void qpy_vcpu_nmi(QpyVcpu *v) { apic_nmi(v->apic); }
 
 void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
     *out = (QpyVcpuStats){.icount = v->icount,
+                          .device_ns = v->device_ns < 0 ? v->device_ns + host_ns() : v->device_ns,
                           .tlb_fill = v->n_tlb_fill,
                           .tlb_flush = v->n_tlb_flush,
                           .pio = v->n_pio,
@@ -259,6 +264,12 @@ void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
     out->jit_faults = j->host_faults;
     out->jit_group_failed = j->group_failed;
     out->jit_compared = j->compared;
+    out->jit_exit_unlinked = j->exit_unlinked;
+    out->jit_exit_handler = j->exit_handler;
+    out->jit_exit_missed = j->exit_handled - j->exit_handler;
+    out->jit_interpreted = j->interpreted;
+    out->jit_translate_ns = (u64)j->translate_ns;
+    out->jit_interpret_ns = (u64)j->interpret_ns;
 }
 
 uint32_t qpy_vcpu_handlers(QpyVcpu *v, QpyHandlerCount *out, uint32_t max) {

@@ -22,6 +22,7 @@ _CHUNK = 1 << 20
 @record(frozen=True)
 class StatusInfo:
     running: bool
+    singlestep: bool
     status: RunState
 
 
@@ -54,6 +55,7 @@ class JitInfo:
     mmio_accesses: int
     translator: dict[str, int]  # counters of the translator, empty where there is none
     handlers: dict[str, int]  # instructions left to handlers while `-d handler` was on, most frequent first
+    times: dict[str, int]  # ns of the vCPUs' threads
     drift: tuple[int, int, int] | None  # -icount: ns behind the host at most, ahead at most, ahead now
 
 
@@ -72,7 +74,7 @@ def exclusive(command: F) -> F:
 
 
 def query_status(vm: Vm) -> StatusInfo:
-    return StatusInfo(vm.running, vm.run_state)
+    return StatusInfo(vm.running, vm.accel.one_insn, vm.run_state)
 
 
 def query_version(vm: Vm) -> VersionInfo:
@@ -154,9 +156,12 @@ def screendump(vm: Vm, filename: str, format: str = "ppm") -> None:
 _TRANSLATOR_COUNTERS = (
     ("translated blocks", "jit_blocks"), ("of these regions", "jit_regions"), ("host code bytes", "jit_bytes"),
     ("code cache in use", "jit_used"), ("code cache flushes", "jit_flushes"), ("entered", "jit_entered"),
-    ("exits linked", "jit_linked"), ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"),
-    ("exits by poll", "jit_poll"), ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"),
-    ("group checks failed", "jit_group_failed"), ("blocks compared", "jit_compared"),
+    ("exits linked", "jit_linked"),
+    ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"), ("left by poll", "jit_poll"),
+    ("left by handler", "jit_exit_handler"), ("left by unlinked exit", "jit_exit_unlinked"),
+    ("left by missed target", "jit_exit_missed"), ("left by group check", "jit_group_failed"),
+    ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"),
+    ("blocks interpreted", "jit_interpreted"), ("blocks compared", "jit_compared"),
 )  # fmt: skip
 
 
@@ -170,6 +175,10 @@ def query_jit(vm: Vm) -> JitInfo:
     translator = {} if vm.accel.name == "interp" else {
         label: total(name) for label, name in _TRANSLATOR_COUNTERS
     }  # fmt: skip
+    times = {} if vm.accel.name == "interp" else {
+        "translation": total("jit_translate_ns"), "interpretation": total("jit_interpret_ns"),
+    }  # fmt: skip
+    times["devices"] = total("device_ns")
     handlers: collections.Counter[str] = collections.Counter()
     for vcpu in vm.vcpus:
         handlers.update(vcpu.handlers())
@@ -178,7 +187,7 @@ def query_jit(vm: Vm) -> JitInfo:
         accel=vm.accel.name, instructions=total("icount"), blocks=total("block"), decoded=total("decode"),
         invalidated=total("smc"), tlb_fills=total("tlb_fill"), tlb_flushes=total("tlb_flush"),
         exceptions=total("exc"), interrupts=total("irq"), port_accesses=total("pio"), mmio_accesses=total("mmio"),
-        translator=translator, handlers=dict(handlers.most_common()),
+        translator=translator, times=times, handlers=dict(handlers.most_common()),
         drift=vm.accel.clock.drift() if counted and vm.accel.clock is not None else None,
     )  # fmt: skip
 

@@ -53,12 +53,23 @@ def hmp_info_jit(mon: Hmp) -> None:
         mon.print("\nTranslator:")
     for name, value in info.translator.items():
         mon.print(f"{name:<23} {value}")
+    mon.print("\nTime:")
+    for name, value in info.times.items():
+        mon.print(f"{name:<23} {value / 1e6:.3f} ms")
     if info.handlers:
         mon.print("\nHandler calls:")
     for name, value in itertools.islice(info.handlers.items(), _HANDLERS_SHOWN):
         mon.print(f"{name:<23} {value}")
     if info.drift is not None:
         _print_drift(mon, *info.drift)
+
+
+@hmp("singlestep", "option:s?", "[on|off]", "run emulation in singlestep mode or switch to normal mode")
+def hmp_singlestep(mon: Hmp, option: str | None) -> None:
+    if option not in (None, "on", "off"):
+        mon.print(f"unexpected option {option}")
+        return
+    mon.vm.accel.set_one_insn(option != "off")
 
 
 def _print_drift(mon: Hmp, delay: int, advance: int, ahead: int) -> None:

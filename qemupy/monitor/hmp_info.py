@@ -18,7 +18,8 @@ def hmp_info_status(mon: Hmp) -> None:
     info = commands.query_status(mon.vm)
     text = "running" if info.running else "paused"
     extra = "" if info.running or info.status == "paused" else f" ({info.status})"
-    mon.print(f"VM status: {text}{extra}")
+    step = " (single step mode)" if info.singlestep else ""
+    mon.print(f"VM status: {text}{step}{extra}")
 
 
 @hmp("info name", "", "", "show the current VM name")

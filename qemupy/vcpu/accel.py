@@ -111,6 +111,10 @@ class Accel(Protocol):
 
     def disassemble(self, rip: int, bits: int, code: bytes) -> tuple[str, int]: ...
 
+    one_insn: bool  # one instruction in each block
+
+    def set_one_insn(self, on: bool) -> None: ...
+
     def set_log(self, mask: int) -> None:
         """What to log (qemupy.trace's mask), to where trace writes."""
 
@@ -163,7 +167,8 @@ class FakeVcpu:
         raise NotImplementedError
 
     def stats(self) -> Any:
-        return SimpleNamespace(icount=0, tlb_fill=0, tlb_flush=0, pio=0, mmio=0, exc=0, irq=0, block=0, decode=0, smc=0)
+        return SimpleNamespace(icount=0, tlb_fill=0, tlb_flush=0, pio=0, mmio=0, exc=0, irq=0, block=0, decode=0, smc=0,
+                               device_ns=0)
 
     def handlers(self) -> dict[str, int]:
         return {}
@@ -185,6 +190,7 @@ class FakeAccel:
         self.upcalls = Upcalls()
         self.vcpus: list[FakeVcpu] = []
         self.a20 = True
+        self.one_insn = False
         self.messages: list[tuple[int, int]] = []
         self.doorbells: set[Doorbell] = set()
 
@@ -194,6 +200,9 @@ class FakeAccel:
 
     def set_a20(self, enabled: bool) -> None:
         self.a20 = enabled
+
+    def set_one_insn(self, on: bool) -> None:
+        self.one_insn = on
 
     def apic_deliver(self, dest: int, logical: bool, mode: int, vector: int, level: bool) -> None:
         self.messages.append((dest, vector))

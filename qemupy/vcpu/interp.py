@@ -305,6 +305,7 @@ class InterpAccel:
                  seed: int | None = None, perfmap: bool = False) -> None:  # fmt: skip
         config = config if config is not None else AccelConfig()
         self.name = config.name
+        self.one_insn = config.one_insn_per_tb
         self.bql: Bql = CoreBql(lib.qpy_bql_lock, lib.qpy_bql_unlock)
         clock = InterpClock()
         if icount is not None:
@@ -326,6 +327,10 @@ class InterpAccel:
         for name in _UPCALL_NAMES:
             setattr(table, name, getattr(lib, f"qpy_up_{name}"))
         lib.qpy_machine_set_upcalls(machine, table)
+
+    def set_one_insn(self, on: bool) -> None:
+        self.one_insn = on
+        lib.qpy_machine_set_one_insn(self._machine, on)
 
     def create_vcpu(self, model: str) -> InterpVcpu:
         self.vcpus.append(InterpVcpu(self, self._machine, model))

@@ -29,6 +29,16 @@ def test_every_command_of_the_manual_is_there(mon: Bench) -> None:
     assert set(wanted.split()) <= set(info_commands)
 
 
+def test_singlestep(mon: Bench) -> None:
+    """Words of QEMU 7.2."""
+    before = mon("info status")
+    assert mon("singlestep foo") == "unexpected option foo\n"
+    assert mon("info status") == before and "single" not in before
+    assert mon("singlestep") == ""
+    assert mon("info status") == "VM status: paused (single step mode) (prelaunch)\n"
+    assert mon("singlestep off") == "" and mon("info status") == before
+
+
 def test_info_registers(mon: Bench) -> None:
     assert mon("info registers") == (
         "\nCPU#0\n"

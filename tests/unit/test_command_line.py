@@ -18,6 +18,12 @@ def config(*argv: str) -> Config:
     return parse(list(argv))[0]
 
 
+def test_singlestep_is_one_instruction_in_a_block() -> None:
+    assert config("-singlestep").accel.one_insn_per_tb
+    assert config("-accel", "tcg,tb-size=8", "-singlestep").accel == AccelConfig(DEFAULT_ACCEL, "", 8, True)
+    assert not config().accel.one_insn_per_tb
+
+
 def test_a_usual_command_line(tmp_path: Path) -> None:
     kernel = tmp_path / "vmlinuz"
     kernel.write_bytes(b"x")
