@@ -254,10 +254,11 @@ enum { QPY_ACCEL_INTERP = 0, QPY_ACCEL_DBT = 1 };
  * made.
  */
 enum {
-    QPY_DBT_ONE_INSN = 1,      /* blocks of one instruction */
-    QPY_DBT_PERFMAP = 2,       /* write /tmp/perf-PID.map */
-    QPY_DBT_LOCKSTEP = 4,      /* compare blocks with the interpreter; a difference ends the process */
-    QPY_DBT_LOCKSTEP_CHAIN = 8 /* the same with chains of blocks */
+    QPY_DBT_ONE_INSN = 1,       /* blocks of one instruction */
+    QPY_DBT_PERFMAP = 2,        /* write /tmp/perf-PID.map */
+    QPY_DBT_LOCKSTEP = 4,       /* compare blocks with the interpreter; a difference ends the process */
+    QPY_DBT_LOCKSTEP_CHAIN = 8, /* the same with chains of blocks */
+    QPY_DBT_EAGER = 16          /* regions of what was entered a few times: for tests */
 };
 void qpy_machine_set_one_insn(QpyMachine *m, int on); /* for all blocks made from now on; drops those there are */
 void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t flags);

@@ -18,7 +18,7 @@
 #endif
 enum { CODE_MIN = 1 << 20, CODE_DEFAULT = 32 << 20, CODE_MAX = 512 << 20 };
 enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 };
-enum { REGION_HEAT = 2000, REGION_HEAT_LOCKSTEP = 3 };
+enum { REGION_HEAT = 2000, EAGER_HEAT = 3 };
 
 const char *jit_unsupported(void) {
     unsigned a, b, c, d;
@@ -82,9 +82,9 @@ static bool map_all(Jit *j, const Machine *m) {
     return j->codes;
 }
 
-static u32 region_heat(u32 lockstep) {
-    if (lockstep == LOCKSTEP_BLOCK) return 0;
-    return lockstep ? REGION_HEAT_LOCKSTEP : REGION_HEAT;
+static u32 region_heat(const struct Machine *m) {
+    if (m->lockstep == LOCKSTEP_BLOCK) return 0;
+    return m->lockstep || m->eager ? EAGER_HEAT : REGION_HEAT;
 }
 
 struct Jit *jit_new(Cpu *c, const char **why) {
@@ -105,7 +105,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     block_drop_hook = jit_drop;
     jit_faults_init();
     j->loop_is_fast = loop_is_fast();
-    j->heat = region_heat(c->machine->lockstep);
+    j->heat = region_heat(c->machine);
     c->jit = j;
     jit_bind(c);
     jit_make_common(c, j);

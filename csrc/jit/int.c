@@ -404,11 +404,14 @@ bool only_registers(const Guest *g) {
     return !implied && in->fn != op_native_reg;
 }
 
+/* #DE, or CMPXCHG16B that is misaligned: #GP. */
+static bool may_raise(const Insn *in) { return divides(in) || (in->map == 1 && in->opcode == 0xc7); }
+
 bool emit_int(Trans *t) {
     const Insn *in = t->g->in;
     if (in->flags & INF_END || in->fn == op_ud) return false;
     if (in->flags & (INF_REP | INF_REPNE)) return false;
-    if (t->x87 && divides(in)) { /* may raise #DE, whose handler may look at the x87 pointers */
+    if (t->x87 && may_raise(in)) { /* the guest's handler may look at the x87 pointers */
         held_drop_host(t, R15);
         x87_settle(t);
     }

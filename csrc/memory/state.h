@@ -28,7 +28,7 @@ typedef struct Machine {
     QpyClock *clock;
     u64 tsc_hz, tsc_mul; /* tsc_mul: ticks per ns, 32.32 */
     u64 code_cache;      /* bytes for each vCPU's translator, 0: its choice */
-    bool one_insn, perfmap;
+    bool one_insn, perfmap, eager;
     u8 lockstep; /* 0: off; LOCKSTEP_* (jit/lockstep.h) */
     u64 random;  /* state of the seeded sequence */
     bool seeded;

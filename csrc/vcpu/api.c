@@ -198,6 +198,7 @@ void qpy_machine_set_translator(QpyMachine *m, uint64_t code_cache, uint32_t fla
     m->code_cache = code_cache;
     m->one_insn = flags & QPY_DBT_ONE_INSN;
     m->perfmap = flags & QPY_DBT_PERFMAP;
+    m->eager = flags & QPY_DBT_EAGER;
     m->lockstep = flags & QPY_DBT_LOCKSTEP_CHAIN ? LOCKSTEP_CHAIN : flags & QPY_DBT_LOCKSTEP ? LOCKSTEP_BLOCK : 0;
 }
 void qpy_machine_set_one_insn(QpyMachine *m, int on) {

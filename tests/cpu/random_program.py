@@ -1,5 +1,5 @@
 """Whole guest programs made at random, the same for the same seed: loops, calls, returns, indirect jumps, memory
-operands across pages, faults, self-modification, string instructions, x87 and SSE, flags live everywhere.
+operands across pages, faults, self-modification, string instructions, x87, MMX, SSE and AVX, flags live everywhere.
 
 A program runs on a RawGuest. Of 8 pages of its data one is missing and one is read-only. Before an instruction that
 may fault it notes where to go on, and whether the arithmetic flags are to be kept: where the next instructions
@@ -16,10 +16,11 @@ from rawguest import RawGuest, assemble
 
 CODE, DATA, STATE, STACK = 0x100000, 0x400000, 0x3F0000, 0x3E0000
 WINDOW = 1 << 16  # what a 16-bit index reaches, beginning at DATA
-RESUME, LOG, FAULTS, COUNTERS, REGISTERS = STATE, STATE + 8, STATE + 16, STATE + 64, STATE + 1024
+RESUME, LOG, FAULTS, POINTER, COUNTERS, REGISTERS = STATE, STATE + 8, STATE + 16, STATE + 24, STATE + 64, STATE + 1024
 TABLES = 0xB000  # page tables for DATA
 HANDLERS = 0x2000
 WITH_ERROR = {8, 10, 11, 12, 13, 14, 17}
+FSGSBASE, OSXSAVE = 1 << 16, 1 << 18
 CC = "o no b ae e ne be a s ns p np l ge le g".split()
 NAMES = {
     64: "rax rcx rdx rbx rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split(),
@@ -81,7 +82,7 @@ class Program:
 
     def _memory(self, size: int) -> str:
         """Anywhere in the window, often across a page; says before where to go on if it faults."""
-        width = {1: "byte", 2: "word", 4: "dword", 8: "qword", 10: "tbyte", 16: "xmmword"}[size]
+        width = {1: "byte", 2: "word", 4: "dword", 8: "qword", 10: "tbyte", 16: "xmmword", 32: "ymmword"}[size]
         if self.random.random() < 0.3:
             page = self.random.randrange(1, 16) << 12
             return f"{width} ptr [{DATA + page - self.random.randrange(size + 1):#x}]"
@@ -222,7 +223,133 @@ class Program:
                                          "fabs", "fsqrt", "fxch", "frndint", "fcomi st, st(1)", "fincstp",
                                          "ffree st(3)"))
 
+    def vector_memory(self) -> None:
+        """Aligned forms raise #GP more often than not."""
+        a, b = self.random.randrange(8), self.random.randrange(8)
+        kind = self.random.random()
+        if kind < 0.4:
+            op = self._pick("paddd", "mulps", "pxor", "movaps", "movdqa", "addpd", "pshufb")
+            self._risky(f"{op} xmm{a}, {self._memory(16)}")
+        elif kind < 0.5:
+            self._risky(f"movaps {self._memory(16)}, xmm{a}")
+        elif kind < 0.7:
+            self._risky(f"{self._pick('vpaddd', 'vmulps', 'vpxor', 'vaddpd')} ymm{a}, ymm{b}, {self._memory(32)}")
+        elif kind < 0.8:
+            self._risky(f"vmovups {self._memory(32)}, ymm{a}")
+        elif kind < 0.9:
+            self._risky(f"{self._pick('vmovaps', 'vmovdqa')} ymm{a}, {self._memory(32)}")
+        else:
+            self._risky(self._pick(f"vpaddw ymm{a}, ymm{b}, ymm1", f"vperm2f128 ymm{a}, ymm{b}, ymm2, 0x21",
+                                   f"vextracti128 xmm{a}, ymm{b}, 1", "vzeroupper", f"vcvtdq2pd ymm{a}, xmm{b}"))
+
+    def media(self) -> None:
+        self.lines += [f"movd mm{self.random.randrange(4)}, {self._reg(4)}",
+                       f"{self._pick('paddw', 'pxor', 'pmaddwd', 'psubb')} mm{self.random.randrange(4)}, mm1",
+                       f"movd {self._reg(4)}, mm{self.random.randrange(4)}", "emms"]
+
+    def x87_memory(self) -> None:
+        op = self._pick("fadd", "fmul", "fsubr", "fdiv", "fcom")
+        self._risky(f"{op} {self._memory(self.random.choice((4, 8)))}")
+        op, sizes = self.random.choice((("fild", (2, 4, 8)), ("fistp", (2, 4, 8)), ("fisttp", (2, 4))))
+        self._risky(f"{op} {self._memory(self.random.choice(sizes))}")
+
+    def high_bytes(self) -> None:
+        a, b = self._pick("ah", "bh", "ch", "dh"), self._pick("al", "bl", "cl", "dl", "ah", "ch")
+        at = f"byte ptr [{DATA + self.random.randrange(0x4000):#x}]"
+        self.lines.append(self._pick(f"add {a}, {b}", f"mov {a}, {b}", f"xchg {b}, {a}", f"sbb {b}, {a}",
+                                     f"mov {at}, {a}", f"cmp {a}, {at}", f"movzx eax, {a}", f"setc {a}"))
+
+    def bit_fields(self) -> None:
+        size = self.random.choice((4, self.word))
+        a, b, c = self._reg(size), self._operand(size), self._reg(size)
+        self._risky(self._pick(f"andn {a}, {c}, {b}", f"blsr {a}, {b}", f"bextr {a}, {b}, {c}", f"shlx {a}, {b}, {c}",
+                               f"rorx {a}, {b}, 7", f"pdep {a}, {c}, {b}", f"pext {a}, {c}, {b}", f"mulx {a}, {c}, {b}",
+                               f"adcx {a}, {b}", f"adox {a}, {b}", f"tzcnt {a}, {b}", f"lzcnt {a}, {b}",
+                               f"crc32 {part(a, 4) if size == 8 else a}, {self._operand(1)}",
+                               f"movbe {a}, {self._memory(size)}", f"movbe {self._memory(size)}, {a}"))
+
+    def live_flags(self) -> None:
+        """Accesses between who writes flags and who reads them."""
+        a, b = self._reg(self.word), self._reg(self.word)
+        self.lines.append(self._pick(f"add {a}, {b}", f"cmp {a}, {b}", "stc", f"neg {a}", f"shr {a}, 1"))
+        for _ in range(self.random.randrange(1, 4)):
+            size = self._size()
+            reg = self._reg(size)
+            self._risky(self._pick(f"mov {reg}, {self._memory(size)}", f"mov {self._memory(size)}, {reg}"))
+        self.lines.append(self._pick(f"adc {a}, {b}", f"sbb {b}, {a}", f"set{self._pick(*CC)} al",
+                                     f"cmov{self._pick(*CC)} {a}, {b}", f"rcl {a}, 1"))
+
+    def structure(self) -> None:
+        """Several accesses off one register, which share a check; the end of a page may lie between them."""
+        base = self._pick(*self.registers)
+        self.lines.append(f"mov {part(base, 4)}, {DATA + (self.random.randrange(16) << 12) - 64:#x}")
+        for _ in range(self.random.randrange(2, 6)):
+            size = self._size()
+            reg = self._reg(size)
+            while reg in (part(base, size), base):
+                reg = self._reg(size)
+            at = f"[{base} + {self.random.randrange(128)}]"
+            self._risky(self._pick(f"mov {reg}, {at}", f"mov {at}, {reg}", f"add {at}, {reg}", f"xor {reg}, {at}"))
+
+    def exchange(self) -> None:
+        wide = self.bits == 64 and self.random.random() < 0.5
+        self._risky(self._pick("", "lock ") + ("cmpxchg16b " + self._memory(16) if wide else
+                                               "cmpxchg8b " + self._memory(8)))
+
+    def other_addressing(self) -> None:
+        """32-bit addressing and segment bases, in 64-bit code."""
+        if self.bits == 32:
+            self.arithmetic()
+        elif self.random.random() < 0.5:
+            index = part(self._pick(*self.registers), 4)
+            self.lines.append(f"movzx {index}, {part('r' + index[1:] if index[0] == 'e' else index[:-1], 2)}")
+            self._risky(f"{self._pick('add', 'mov', 'sbb')} {self._reg(4)}, dword ptr [{index} + {DATA - 8:#x}]")
+        else:
+            self.lines += [f"mov edx, {DATA + self.random.randrange(1 << 15):#x}", "wrgsbase rdx"]
+            reg = self._reg(8)
+            self._risky(self._pick(f"add {reg}, gs:[{self.random.randrange(0x8000):#x}]",
+                                   f"mov gs:[{self.random.randrange(0x8000):#x}], {reg}"))
+
+    def flush(self) -> None:
+        """Every translation, or one."""
+        page = DATA + (self.random.randrange(16) << 12)
+        reg = self.registers[self.random.randrange(7)]
+        self.lines.append(self._pick(f"mov {reg}, cr3; mov cr3, {reg}", f"invlpg [{page:#x}]"))
+
     # Control
+
+    def frame(self) -> None:
+        pointer, stack = ("rbp", "rsp") if self.bits == 64 else ("ebp", "esp")
+        self.lines += [f"push {pointer}", f"mov {pointer}, {stack}", f"sub {stack}, {8 * self.random.randrange(1, 9)}"]
+        reg = self.registers[0]
+        self.lines += [f"mov [{pointer} - 8], {reg}", f"add {reg}, [{pointer} - 8]", "leave"]
+
+    def short_branch(self) -> None:
+        over = self._label()
+        reg = self._reg(4)
+        self.lines += [self._pick(f"jecxz {over}", f"loop {over}", f"loopne {over}"), f"lea {reg}, [{reg} + 3]",
+                       f"{over}:"]  # fmt: skip
+
+    def call_by_memory(self, callees: list[int]) -> None:
+        width = "qword" if self.bits == 64 else "dword"
+        self.lines += [f"mov {width} ptr [{POINTER:#x}], offset f{self.random.choice(callees)}",
+                       f"call {width} ptr [{POINTER:#x}]"]
+
+    def recursion(self) -> None:
+        """To a depth at which pairs of calls and returns do not suffice."""
+        start, end, over = self._label(), self._label(), self._label()
+        self.lines += [f"mov ecx, {self.random.choice((3, 40, 700))}", f"call {start}", f"jmp {over}",
+                       f"{start}: dec ecx", f"jz {end}", f"call {start}", f"{end}:"]
+        self.lines += [f"adc {self._reg(4)}, 1", f"ret {self._pick('', '', '0')}", f"{over}:"]
+
+    def modify_opcode(self) -> None:
+        """The next instruction becomes another one."""
+        if not self.modifies:
+            self.straight(5)
+            return
+        label = self._label()
+        self.lines += [f"mov byte ptr [{label}], {self.random.choice((0x05, 0x2D, 0x35, 0xB8, 0x15, 0xA9)):#x}",
+                       self._pick("", "nop", "add ebx, eax"), f"{label}: .byte 0xb8; .long {self._imm(4)}"]
 
     def forward_jump(self) -> None:
         after = self._label()
@@ -266,7 +393,9 @@ class Program:
 
     def straight(self, n: int) -> None:
         kinds = (self.arithmetic, self.arithmetic, self.unary, self.shift, self.wide_shift, self.multiply, self.bits_of,
-                 self.move, self.move, self.flags, self.stack, self.string, self.vector, self.vector, self.x87)
+                 self.move, self.move, self.flags, self.stack, self.string, self.vector, self.vector, self.x87,
+                 self.vector_memory, self.media, self.x87_memory, self.high_bytes, self.bit_fields, self.live_flags,
+                 self.live_flags, self.structure, self.structure, self.exchange, self.other_addressing)
         for _ in range(n):
             self.random.choice(kinds)()
         if self.random.random() < 0.1:
@@ -281,13 +410,16 @@ class Program:
                 self.lines.append(f"call f{self.random.choice(callees)}")
             elif kind < 0.17 and callees:
                 self.lines += [f"mov eax, offset f{self.random.choice(callees)}", f"call {self.registers[0]}"]
+            elif kind < 0.2 and callees:
+                self.call_by_memory(callees)
             elif kind < 0.3:
                 self.forward_jump()
             elif kind < 0.42:
                 self.loop()
             else:
-                self.random.choice((self.jump_table, self.return_to, self.modify, self.fault, *[
-                    lambda: self.straight(5)] * 6))()
+                self.random.choice((self.jump_table, self.return_to, self.modify, self.fault, self.frame,
+                                    self.short_branch, self.recursion, self.modify_opcode, self.flush, *[
+                                        lambda: self.straight(5)] * 6))()
 
     def _make(self, size: int) -> str:
         pointer = part("rsp" if self.bits == 64 else "esp", self.word)
@@ -349,11 +481,13 @@ def prepare(guest: RawGuest, program: Program, seed: int) -> None:
     state = guest.state()
     if bits == 64:
         guest.put(0x8000 + 0x2000 + 8 * (DATA >> 21), (TABLES | 3).to_bytes(8, "little"))
-        state.cr4 |= 0x600
+        state.cr4 |= 0x600 | FSGSBASE
     else:
         directory = 0xC000
         guest.put(directory, b"".join((n << 22 | 0x83).to_bytes(4, "little") for n in range(1024)))
         guest.put(directory + 4 * (DATA >> 22), (TABLES | 3).to_bytes(4, "little"))
         state.cr3, state.cr4, state.cr0 = directory, 0x610, state.cr0 | 1 << 31
     state.cr0 |= 1 << 16 | 1 << 1  # WP, MP
+    state.cr4 |= OSXSAVE
+    state.xcr0 = 7
     guest.set_state(state)

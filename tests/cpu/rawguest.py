@@ -22,7 +22,7 @@ IDT = 0x6000
 REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
 CR0_PE, CR0_ET, CR0_NE, CR0_PG = 1, 1 << 4, 1 << 5, 1 << 31
 ACCELS = {"interp": lib.QPY_ACCEL_INTERP, "dbt": lib.QPY_ACCEL_DBT}
-LOCKSTEP = {"block": lib.QPY_DBT_LOCKSTEP, "chain": lib.QPY_DBT_LOCKSTEP_CHAIN}
+TRANSLATOR = {"block": lib.QPY_DBT_LOCKSTEP, "chain": lib.QPY_DBT_LOCKSTEP_CHAIN, "eager": lib.QPY_DBT_EAGER}
 CODE64, CODE32, CODE16, DATA = 0xA09B, 0xC09B, 0x009B, 0xC093
 
 
@@ -39,11 +39,11 @@ def assemble(text: str, bits: int = 64, at: int = 0) -> bytes:
 
 class RawGuest:
     """Port and device handlers may be replaced: `pio_read(port, size)`, `pio_write(port, size, value)` and so on.
-    `accel`: what runs the vCPUs; `lockstep`: block or chain; `shift`: the clock counts instructions, of 1 << shift ns
-    each; `seed`: of RDRAND."""
+    `accel`: what runs the vCPUs; `translator`: lock-step by block or chain, or eager to make regions; `shift`: the
+    clock counts instructions, of 1 << shift ns each; `seed`: of RDRAND."""
 
     def __init__(self, ram: int = 16 << 20, cpus: int = 1, model: str = "max", *, accel: str = "interp",
-                 lockstep: str = "", shift: int | None = None, sleeps: bool = False,
+                 translator: str = "", shift: int | None = None, sleeps: bool = False,
                  seed: int | None = None) -> None:  # fmt: skip
         self.clock = lib.qpy_clock_new()
         if shift is not None:
@@ -52,8 +52,8 @@ class RawGuest:
         assert self.machine != ffi.NULL
         if seed is not None:
             lib.qpy_machine_set_seed(self.machine, seed)
-        if lockstep:
-            lib.qpy_machine_set_translator(self.machine, 0, LOCKSTEP[lockstep])
+        if translator:
+            lib.qpy_machine_set_translator(self.machine, 0, TRANSLATOR[translator])
         self.pio_read: Callable[[int, int], int] = lambda port, size: (1 << 8 * size) - 1
         self.pio_write: Callable[[int, int, int], None] = lambda port, size, value: None
         self.mmio_read: Callable[[int, int], int] = lambda gpa, size: (1 << 8 * size) - 1

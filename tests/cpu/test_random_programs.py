@@ -1,8 +1,12 @@
-"""Random programs give the same registers, memory and instruction count however often and under whatever they run."""
+"""Random programs give the same registers, memory and instruction count however often and under whatever they run; and
+no block of them, nor any chain of blocks, differs between interpreter and translator."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from accels import ACCELS
@@ -49,3 +53,21 @@ def test_many_programs(bits: int) -> None:
     """A failure names its seed: `Program(seed, bits)` makes the program again."""
     for seed in range(FAST_SEEDS, FAST_SEEDS + LONG_SEEDS):
         check(seed, bits)
+
+
+def lockstep(seed: int, blocks: int, seconds: float) -> None:
+    """In a process of its own: a difference ends it. What it printed last names the seed."""
+    script = Path(__file__).with_name("random_lockstep.py")
+    done = subprocess.run([sys.executable, script, str(seed), str(blocks)], capture_output=True, text=True,
+                          timeout=seconds, check=False)
+    assert done.returncode == 0, f"{done.stdout[-400:]}\n{done.stderr[:20000]}"
+    print(done.stdout.splitlines()[-1])
+
+
+def test_lockstep() -> None:
+    lockstep(1, 20_000, 300)
+
+
+@pytest.mark.long
+def test_lockstep_of_a_million_blocks() -> None:
+    lockstep(100, 1_000_000, 7200)

@@ -69,11 +69,17 @@ def test_a_fault_of_the_host_finds_the_x87_pointers_there() -> None:
     b:  fstp st(0)
         paddb xmm0, [{ENVIRONMENT + 1:#x}]
     3:  fnstenv [{ENVIRONMENT + 32:#x}]
+        mov dword ptr [{RESUME:#x}], offset 4f
+        fld1
+    c:  fstp st(0)
+        lock cmpxchg16b [{ENVIRONMENT + 1:#x}]
+    4:  fnstenv [{ENVIRONMENT + 64:#x}]
         lea rsi, [rip + a]
         lea rdi, [rip + b]
+        lea r8, [rip + c]
         dec ebp
         jnz 1b
     """
     with run(code, faults=(0, 13)) as guest:
-        pointers = [guest.get_int(at + 12, 4) for at in (ENVIRONMENT, ENVIRONMENT + 32)]
-        assert pointers == [guest.reg("rsi"), guest.reg("rdi")]
+        pointers = [guest.get_int(at, 4) for at in range(ENVIRONMENT + 12, ENVIRONMENT + 96, 32)]
+        assert pointers == [guest.reg("rsi"), guest.reg("rdi"), guest.reg("r8")]

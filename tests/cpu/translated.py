@@ -23,7 +23,7 @@ def handler(vector: int) -> str:
 
 def start(code: str, faults: tuple[int, ...] = (), accel: str = "dbt", lockstep: str = "") -> RawGuest:
     """A guest before 64-bit code that ends with DONE_PORT; these faults lead to where RESUME says."""
-    guest = RawGuest(accel=accel, lockstep=lockstep)
+    guest = RawGuest(accel=accel, translator=lockstep)
     for n, vector in enumerate(faults):
         at = HANDLERS + 256 * n
         guest.put(at, assemble(handler(vector), 64, at))
