@@ -135,6 +135,11 @@ static void emit_check(Trans *t, const Group *p, unsigned host) {
     Asm *a = &t->a;
     Rm tag = tlb_field(t, p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag));
     emit_begin(t, p, host);
+    if (keep_flags(t)) {
+        Rm home = rm_abs(&t->c->jit_tmp[2]);
+        cold_interpret(t, emit_check_keeping(t, host, home, (u32)(p->hi - p->lo), p->write));
+        return;
+    }
     asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(host)), put1(a, 7); /* rorx r15, host, 7 */
     asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
     if (host != R14) asm_mov(a, R14, host);
@@ -167,7 +172,7 @@ static unsigned noted(const Trans *t, const Place *at, i32 off, bool write) {
 static bool open_stored(Trans *t, Place at, i32 off, bool write) {
     unsigned s = 0, k;
     Group p;
-    if (t->planning || keep_flags(t)) return false;
+    if (t->planning) return false;
     while (s < ARRAY_LEN(t->stored) && t->stored[s].on) s++;
     if (s == ARRAY_LEN(t->stored)) return false;
     if ((k = noted(t, &at, off, write)) == t->n_access || gather(t, k, &p) < 2) return false;
@@ -195,17 +200,19 @@ bool group_serves(Trans *t, Place at, i32 disp, unsigned n, bool write) {
     return open_stored(t, at, off, write);
 }
 
-/* Before an instruction: is there a group to open? Only where RFLAGS may go, and with no other one on. */
+/* Before an instruction: is there a group to open? With no other one on, and where RFLAGS may go or when it cannot
+ * wait. */
 void group_open(Trans *t) {
-    if (t->planning || t->group.on || keep_flags(t)) return;
+    bool keep = keep_flags(t);
+    if (t->planning || t->group.on) return;
     for (unsigned k = 0; k < t->n_access; k++) {
         const Access *x = &t->access[k];
         if (x->insn < t->i) continue;
         if (x->barrier || x->branch) return;
         if (!place_current(t, &x->at) || stored_already(t, x)) continue; /* its address is not known yet; is known */
         Group p;
-        if (gather(t, k, &p) < 2 && !t->guest[x->insn].live) continue;
-        if (x->insn != t->i && !t->guest[x->insn].live) return; /* it can wait */
+        if (gather(t, k, &p) < 2 && (keep || !t->guest[x->insn].live)) continue;
+        if (x->insn != t->i && (keep || !t->guest[x->insn].live)) return; /* it can wait */
         held_drop(t);
         emit_check(t, &p, R13);
         t->group = p;

@@ -81,18 +81,17 @@ static void check_short(Trans *t, unsigned n, unsigned tag) {
     cold_helper(t, slow);
 }
 
-/* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides. rcx waits in r13, or in memory when a
- * group needs that. */
-static void check_keeping(Trans *t, unsigned n, unsigned tag) {
+/* The same of the address in `host`, without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides; rcx waits at
+ * home. The rel32 that is to lead to the slow path. */
+u8 *emit_check_keeping(Trans *t, unsigned host, Rm home, unsigned n, bool write) {
     Asm *a = &t->a;
-    Rm home = t->group.on ? rm_abs(&t->c->jit_tmp[2]) : rm_reg(R13);
     asm_store(a, home, RCX);
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[0])); /* pext r15, r14, mask */
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, host, rm_abs(&t->c->jit_mask[0])); /* pext r15, host, mask */
     Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
     asm_lea(a, R15, times4);
-    asm_load(a, RCX, field(t, tag, 3));
-    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));  /* not */
-    asm_lea(a, RCX, rm_sib(RCX, R14, 0, (i32)n)); /* address - tag + n - 1 */
+    asm_load(a, RCX, field(t, write ? WTAG : RTAG, 3));
+    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));   /* not */
+    asm_lea(a, RCX, rm_sib(RCX, host, 0, (i32)n)); /* address - tag + n - 1 */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[1]));
     put1(a, 0xe3), put1(a, 0); /* jrcxz over the next two */
     u8 *over = a->p;
@@ -102,15 +101,16 @@ static void check_keeping(Trans *t, unsigned n, unsigned tag) {
     over[-1] = (u8)(a->p - over);
     asm_load(a, RCX, home);
     asm_load(a, R15, field(t, DELTA, 3));
-    asm_lea(a, R14, rm_sib(R14, R15, 0, 0));
-    cold_helper(t, slow);
+    asm_lea(a, host, rm_sib(host, R15, 0, 0));
+    return slow;
 }
 
 void emit_check_linear(Trans *t, unsigned n, bool write) {
     held_drop_host(t, R14);
     held_drop_host(t, R15);
     if (!t->group.on) held_drop_host(t, R13);
-    if (keep_flags(t)) check_keeping(t, n, write ? WTAG : RTAG);
+    Rm home = t->group.on ? rm_abs(&t->c->jit_tmp[2]) : rm_reg(R13);
+    if (keep_flags(t)) cold_helper(t, emit_check_keeping(t, R14, home, n, write));
     else check_short(t, n, write ? WTAG : RTAG);
     t->mem = rm_at(R14, 0);
 }
