@@ -67,6 +67,30 @@ def linux_with_disks() -> LinuxGuest:
     return LinuxGuest(linux(package).kernel, initrd)
 
 
+# Packages that TinyCC needs to compile, and what of them
+COMPILER = {
+    "tcc": ("usr/bin/tcc", "usr/lib/x86_64-linux-gnu/tcc"),
+    "libc6": ("lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib64",
+              "lib/x86_64-linux-gnu/libm.so.6", "lib/x86_64-linux-gnu/libmvec.so.1",
+              "lib/x86_64-linux-gnu/libdl.so.2", "lib/x86_64-linux-gnu/libpthread.so.0"),
+    "libc6-dev": ("usr/include", *(f"usr/lib/x86_64-linux-gnu/{name}" for name in (
+        "crt1.o", "crti.o", "crtn.o", "libc.so", "libc_nonshared.a"))),
+    "linux-libc-dev": ("usr/include/linux", "usr/include/asm-generic", "usr/include/x86_64-linux-gnu/asm"),
+}  # fmt: skip
+
+
+def linux_with_compiler() -> LinuxGuest:
+    """The cloud kernel with an initramfs in which TinyCC compiles C."""
+
+    def make(path: Path) -> None:
+        files = {entry.name: entry for package, names in COMPILER.items()
+                 for entry in initramfs.tree_entries(apt.package_tree(package), names)}  # fmt: skip
+        path.write_bytes(initramfs.busybox_initramfs(busybox("amd64"), files=files.values()))
+
+    return LinuxGuest(linux("linux-image-cloud-amd64").kernel,
+                      _file("busybox-tcc-1.cpio.gz", "make the busybox initramfs with a C compiler", make))
+
+
 def installer(arch: str) -> LinuxGuest:
     """Debian's installer, network boot, text mode."""
     tree = apt.package_tree(f"debian-installer-12-netboot-{arch}")
@@ -116,6 +140,7 @@ ALL: list[Callable[[], object]] = [
     debian_disk,
     lambda: linux("linux-image-cloud-amd64"),
     linux_with_disks,
+    linux_with_compiler,
     lambda: linux("linux-image-amd64"),
     lambda: linux("linux-image-686", "i386"),
     lambda: linux("linux-image-686-pae", "i386"),

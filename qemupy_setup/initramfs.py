@@ -12,7 +12,7 @@ PROMPT = "guest# "
 # A shell on the console, as job-control-less child of init; `poweroff -f` leaves the machine.
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/ TERM=dumb PS1='{PROMPT}'
+export PATH=/bin:/usr/bin HOME=/ TERM=dumb PS1='{PROMPT}'
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -44,8 +44,25 @@ def cpio(entries: Iterable[Entry]) -> bytes:
     return bytes(out)
 
 
-def busybox_initramfs(busybox: Path, init: str = INIT, modules: Iterable[Path] = ()) -> bytes:
-    """A gzipped initramfs with this statically linked busybox and /init, which loads the modules in their order."""
+def tree_entries(tree: Path, names: Iterable[str]) -> list[Entry]:
+    """These files and folders of an unpacked package, with what lies in them and the folders above."""
+    found: dict[str, Entry] = {}
+    for name in names:
+        for path in (tree / name, *sorted((tree / name).rglob("*"))):
+            inside = path.relative_to(tree)
+            for folder in reversed(inside.parents[:-1]):
+                found.setdefault(str(folder), Entry(str(folder), stat.S_IFDIR | 0o755))
+            if path.is_symlink():
+                found[str(inside)] = Entry(str(inside), stat.S_IFLNK | 0o777, str(path.readlink()).encode())
+            elif path.is_file():
+                found[str(inside)] = Entry(str(inside), stat.S_IFREG | path.stat().st_mode & 0o777, path.read_bytes())
+    return list(found.values())
+
+
+def busybox_initramfs(busybox: Path, init: str = INIT, modules: Iterable[Path] = (),
+                      files: Iterable[Entry] = ()) -> bytes:  # fmt: skip
+    """A gzipped initramfs with this statically linked busybox, these files and /init, which loads the modules in their
+    order."""
     modules = list(modules)
     loads = "".join(f"insmod /modules/{path.name}\n" for path in modules)
     init = init.replace(f"echo {READY}", f"{loads}echo {READY}")
@@ -55,5 +72,6 @@ def busybox_initramfs(busybox: Path, init: str = INIT, modules: Iterable[Path] =
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         Entry("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()),
         *(Entry(f"modules/{path.name}", stat.S_IFREG | 0o644, path.read_bytes()) for path in modules),
+        *files,
         Entry("init", stat.S_IFREG | 0o755, init.encode()),
     ]), mtime=0)
