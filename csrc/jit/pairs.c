@@ -34,11 +34,11 @@ void jit_pairs_free(Jit *j) {
 
 /* Signal handlers need a stack that is never full. */
 void jit_pairs_thread(const Cpu *c) {
-    static __thread const Jit *known;
-    const Jit *j = c->jit;
-    if (known == j) return;
-    known = j;
-    stack_t s = {.ss_sp = j->stacks + 2 * GUARD + PAIRS_BYTES, .ss_size = SIGNAL_BYTES};
+    static __thread const char *known; /* not whose: another Jit may come to lie where a freed one was */
+    char *stacks = c->jit->stacks;
+    if (known == stacks) return;
+    known = stacks;
+    stack_t s = {.ss_sp = stacks + 2 * GUARD + PAIRS_BYTES, .ss_size = SIGNAL_BYTES};
     sigaltstack(&s, NULL);
 }
 

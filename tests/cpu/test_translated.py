@@ -3,6 +3,8 @@ have them interpreted."""
 
 from __future__ import annotations
 
+import mmap
+
 from translated import ENVIRONMENT, RESUME, run
 
 
@@ -83,3 +85,14 @@ def test_a_fault_of_the_host_finds_the_x87_pointers_there() -> None:
     with run(code, faults=(0, 13)) as guest:
         pointers = [guest.get_int(at, 4) for at in range(ENVIRONMENT + 12, ENVIRONMENT + 96, 32)]
         assert pointers == [guest.reg("rsi"), guest.reg("rdi"), guest.reg("r8")]
+
+
+def test_a_host_exception_after_another_machine_was_freed() -> None:
+    """A Jit where a freed one was has its signal stack elsewhere: its old place is taken."""
+    code = f"mov dword ptr [{RESUME:#x}], offset 2f; mov ebp, 100; xor ecx, ecx; 1: div cl; 2: dec ebp; jnz 1b"
+    taken = []
+    for _ in range(4):
+        run("nop").close()
+        taken += [mmap.mmap(-1, 0x24000, prot=mmap.PROT_READ) for _ in range(64)]
+        with run(code, faults=(0,)) as guest:
+            assert guest.reg("rbp") == 0
