@@ -28,18 +28,27 @@ bool jit_pairs_init(Cpu *c, Jit *j) {
     return true;
 }
 
+/* The stacks whose signal stack this thread uses, and what it used before. Not whose they are: another Jit may come to
+ * lie where a freed one was. */
+static __thread const char *in_use;
+static __thread stack_t before;
+
 void jit_pairs_free(Jit *j) {
-    if (j->stacks) munmap(j->stacks, 2 * GUARD + PAIRS_BYTES + SIGNAL_BYTES);
+    if (!j->stacks) return;
+    if (in_use == j->stacks) {
+        sigaltstack(&before, NULL);
+        in_use = NULL;
+    }
+    munmap(j->stacks, 2 * GUARD + PAIRS_BYTES + SIGNAL_BYTES);
 }
 
 /* Signal handlers need a stack that is never full. */
 void jit_pairs_thread(const Cpu *c) {
-    static __thread const char *known; /* not whose: another Jit may come to lie where a freed one was */
     char *stacks = c->jit->stacks;
-    if (known == stacks) return;
-    known = stacks;
+    if (in_use == stacks) return;
     stack_t s = {.ss_sp = stacks + 2 * GUARD + PAIRS_BYTES, .ss_size = SIGNAL_BYTES};
-    sigaltstack(&s, NULL);
+    sigaltstack(&s, in_use ? NULL : &before);
+    in_use = stacks;
 }
 
 bool jit_pairs_full(const Jit *j, u64 address) { return address - (u64)j->stacks < GUARD; }

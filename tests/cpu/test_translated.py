@@ -3,6 +3,7 @@ have them interpreted."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 
 from translated import ENVIRONMENT, RESUME, run
@@ -96,3 +97,23 @@ def test_a_host_exception_after_another_machine_was_freed() -> None:
         taken += [mmap.mmap(-1, 0x24000, prot=mmap.PROT_READ) for _ in range(64)]
         with run(code, faults=(0,)) as guest:
             assert guest.reg("rbp") == 0
+
+
+class SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def signal_stack() -> tuple[object, object]:
+    now = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now)) == 0
+    return now.sp, now.flags
+
+
+def test_a_freed_machine_gives_the_thread_its_signal_stack_back() -> None:
+    """Python's own handlers use it, in the thread that ran the vCPU."""
+    before = signal_stack()
+    with run("nop"):
+        assert signal_stack() != before
+    assert signal_stack() == before
