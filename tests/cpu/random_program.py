@@ -343,13 +343,16 @@ class Program:
         self.lines += [f"adc {self._reg(4)}, 1", f"ret {self._pick('', '', '0')}", f"{over}:"]
 
     def modify_opcode(self) -> None:
-        """The next instruction becomes another one."""
+        """The next instruction becomes another one; ADC only behind what writes the flags, or what it reads may be lost
+        (docs/adr/0013)."""
         if not self.modifies:
             self.straight(5)
             return
         label = self._label()
-        self.lines += [f"mov byte ptr [{label}], {self.random.choice((0x05, 0x2D, 0x35, 0xB8, 0x15, 0xA9)):#x}",
-                       self._pick("", "nop", "add ebx, eax"), f"{label}: .byte 0xb8; .long {self._imm(4)}"]
+        between = self._pick("", "nop", "add ebx, eax")
+        opcodes = (0x05, 0x2D, 0x35, 0xB8, 0x15 if between.startswith("add") else 0x0D, 0xA9)
+        self.lines += [f"mov byte ptr [{label}], {self.random.choice(opcodes):#x}", between,
+                       f"{label}: .byte 0xb8; .long {self._imm(4)}"]
 
     def forward_jump(self) -> None:
         after = self._label()

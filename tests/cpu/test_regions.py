@@ -280,6 +280,56 @@ def test_operands_step_over_pages() -> None:
     """)
 
 
+@pytest.mark.parametrize("at", [DATA + 0x20, DATA + 0xFFC, DATA + 0xF00])
+def test_places_that_do_not_change_in_loops(at: int) -> None:
+    """Checked before the loop: in one page, across two, and some behind a branch that are nowhere."""
+    check(f"""
+        mov r12d, {HOT}
+        mov esi, {at}
+        mov ebp, 0x7ffffff0
+    1:  mov ecx, 7
+        mov [rsi + 0x200], r12
+    2:  add rax, [rsi]
+        add [rsi + 8], rcx
+        test ecx, ecx
+        js 3f
+        mov rdx, [rsi + 0x10]
+        lea rdx, [rdx + rax]
+        mov [rsi + 0x10], rdx
+        mov r8d, 3
+    4:  add [rsi + r12*4 + 0x400], r8d
+        dec r8d
+        jnz 4b
+        jmp 5f
+    3:  mov [rbp], rax
+    5:  sub ecx, 1
+        jnz 2b
+        add [rsi], r12
+        sub r12, 1
+        jnz 1b
+    """)
+
+
+def test_a_place_that_faults_before_its_loop() -> None:
+    """The fault belongs to the instruction in the loop, every time round."""
+    check(f"""
+        mov ebx, {HOT}
+        mov ebp, 0x7ffffff0
+        mov esi, {DATA}
+        mov dword ptr [{RESUME:#x}], offset 3f
+    1:  mov ecx, 4
+    2:  inc r12
+        mov rax, [rsi]
+        mov [rbp + 8], r12
+    3:  add [rsi], r12
+        mov rdx, [rsi + 8]
+        sub ecx, 1
+        jnz 2b
+        sub ebx, 1
+        jnz 1b
+    """, (14,), r12=4 * HOT)
+
+
 @pytest.mark.parametrize("lockstep", ["", "chain"])
 def test_a_kick_ends_an_endless_loop_in_a_region(lockstep: str) -> None:
     """There the carry, which is live all the way, tells how often it went round."""
