@@ -209,7 +209,7 @@ class Vm:
         vCPUs, makes the machine, just reset, a saved one, and lets it go on."""
         try:
             with self.bql:
-                self.reset()
+                self.reset(placing=begin is None)
                 self.manager.start_threads()
                 if begin is not None:
                     begin()
@@ -254,9 +254,9 @@ class Vm:
         with self.manager.paused():
             yield
 
-    def reset(self) -> None:
+    def reset(self, *, placing: bool = True) -> None:
         """Power-on state of everything; the vCPUs are idle. Disk requests write to the memory of the machine as it was,
-        so they come first."""
+        so they come first. Without `placing` nothing is put in place for a guest to begin with: a saved one follows."""
         self.drain()
         for drive in self.drives.values():
             drive.forget_suspended()
@@ -264,7 +264,7 @@ class Vm:
             call()
         for vcpu in self.vcpus:
             vcpu.reset()
-        for call in self._after_resets:
+        for call in self._after_resets if placing else ():
             call()
 
     def drain(self) -> None:

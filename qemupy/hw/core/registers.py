@@ -85,32 +85,27 @@ class RegisterSpec:
 def collect(cls: type) -> dict[str, RegisterSpec]:
     """All banks of a class; a method that overrides a handler of a base class replaces it."""
     banks: dict[str, RegisterSpec] = {}
-    seen: set[str] = set()
-    for klass in cls.__mro__:
-        for name, function in vars(klass).items():
-            marks = getattr(function, "__registers__", None)
-            if name in seen:
-                continue
-            if marks is None:
-                marks = _inherited_marks(klass, name)
-            seen.add(name)
-            for kind, bank, offsets, sizes in marks:
-                spec = banks.setdefault(bank, RegisterSpec())
-                for offset in offsets:
-                    for size in sizes:
-                        spec.add(kind, function, offset, size, cls.__name__)
+    for name, marks in _marks(cls).items():
+        function = getattr(cls, name)
+        if not callable(function):
+            continue
+        for kind, bank, offsets, sizes in marks:
+            spec = banks.setdefault(bank, RegisterSpec())
+            for offset in offsets:
+                for size in sizes:
+                    spec.add(kind, function, offset, size, cls.__name__)
     return banks
 
 
-def _inherited_marks(klass: type, name: str) -> list[Any]:
-    """An override without a decorator keeps the offsets of the handler it overrides."""
-    if not callable(vars(klass).get(name)):
-        return []
-    for base in klass.__mro__[1:]:
-        marks = getattr(vars(base).get(name), "__registers__", None)
-        if marks is not None:
-            return list(marks)
-    return []
+def _marks(cls: type) -> dict[str, list[Any]]:
+    """What decorators say of each name. An override without one keeps the offsets of the handler it overrides."""
+    marks: dict[str, list[Any]] = {}
+    for klass in reversed(cls.__mro__[:-1]):
+        for name, function in vars(klass).items():
+            mine = getattr(function, "__registers__", None)
+            if mine is not None:
+                marks[name] = mine
+    return marks
 
 
 def _bind(kind: str, function: Callable[..., Any], owner: object, offset: int) -> Callable[..., Any]:

@@ -32,8 +32,8 @@ class BzImage:
         return self.data[: self.setup_size]
 
     @property
-    def payload(self) -> bytes:
-        return self.data[self.setup_size :]
+    def payload(self) -> memoryview:
+        return memoryview(self.data)[self.setup_size :]
 
     def u32(self, at: int) -> int:
         return int.from_bytes(self.data[at : at + 4], "little")

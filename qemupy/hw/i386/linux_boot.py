@@ -8,10 +8,14 @@ run by `boot_rom` after SeaBIOS.
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 from qemupy.errors import ConfigError
 from qemupy.hw.i386.kernel_image import CAN_USE_HEAP, LOADED_HIGH, BzImage
 from qemupy.records import record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BOOT_PARAMS, CMDLINE, GDT_AT = 0x10000, 0x20000, 0x9000
 HIGH = 0x100000
@@ -23,7 +27,7 @@ MAX_E820 = 128
 class Load:
     """What to put where, and how to go on: `esi`/`ebx`/`eax` for 32-bit entries."""
 
-    pieces: list[tuple[int, bytes]]
+    pieces: Sequence[tuple[int, bytes | memoryview]]
     eip: int = 0
     eax: int = 0
     ebx: int = 0
@@ -60,7 +64,7 @@ def direct(
     struct.pack_into("<H", params, 0x224, 0xFE00)
     struct.pack_into("<I", params, 0x214, address)
     struct.pack_into("<I", params, 0x228, CMDLINE)
-    pieces = [(address, kernel.payload), (CMDLINE, command)]
+    pieces: list[tuple[int, bytes | memoryview]] = [(address, kernel.payload), (CMDLINE, command)]
     if initrd:
         at = place_initrd(len(initrd), min(kernel.u32(0x22C) + 1, top), address + needed)
         struct.pack_into("<II", params, 0x218, at, len(initrd))
@@ -110,7 +114,7 @@ def through_firmware(kernel: BzImage, initrd: bytes, cmdline: str, top: int) -> 
     if kernel.protocol >= 0x201:
         struct.pack_into("<H", setup, 0x224, command_at - real - 0x200)
         setup[0x211] |= CAN_USE_HEAP
-    pieces = [(payload_at, kernel.payload), (command_at, command)]
+    pieces: list[tuple[int, bytes | memoryview]] = [(payload_at, kernel.payload), (command_at, command)]
     if initrd:
         limit = kernel.u32(0x22C) + 1 if kernel.protocol >= 0x203 else 0x38000000
         at = place_initrd(len(initrd), min(limit, top), payload_at + len(kernel.payload))

@@ -40,7 +40,7 @@ class PcMemory:
         option_roms = MemoryRegion.rom("pc.rom", core.alloc("pc.rom", OPTION_ROMS_SIZE))
         self.pci.add(option_roms, OPTION_ROMS, priority=1)
 
-    def fill(self, region: MemoryRegion, data: bytes, at: int = 0) -> None:
+    def fill(self, region: MemoryRegion, data: bytes | memoryview, at: int = 0) -> None:
         """Contents of a RAM or ROM block, from the host's side."""
         assert region.block is not None
         self.core.store(region.block.offset + at, data)
