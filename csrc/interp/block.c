@@ -157,7 +157,8 @@ static void invalidate_page(Cpu *c, u64 off, unsigned n) {
         c->n_smc++;
     }
     if (hit) page_smc(c, p);
-    if (p && !p->blocks && n_interps == 1) ram_unmark_code(c->machine, p->page); /* data from now on */
+    /* Data from now on; also where the marks are all that a dropped cache left. */
+    if ((!p || !p->blocks) && n_interps == 1) ram_unmark_code(c->machine, off & PAGE_MASK);
 }
 
 static void invalidate(Cpu *c, u64 off, u64 n) {

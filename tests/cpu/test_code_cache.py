@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from typing import Any
 
 import pytest
@@ -92,3 +93,22 @@ def test_one_instruction_from_now_on() -> None:
         made = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(blocks)]
         assert made[1][0] == made[1][1] > 0  # one by one
         assert 0 < made[3][0] < made[3][1]
+
+
+def test_pages_are_data_again_when_their_blocks_are_gone() -> None:
+    """The cache was emptied meanwhile, which leaves only marks: the first store takes them back, the others are fast."""
+    first = scattered(1).replace("out 0x80, al\nhlt", "jmp second")
+    second = re.sub(r"\b(b\d+|again|next|work)\b", r"\1_2", scattered(2)).replace("out 0x80, al", "jmp wipe", 1)
+    wipe = """
+        wipe: lea rsi, [rip + again]
+        mov ecx, 100000
+    1:  mov byte ptr [rsi], 0
+        inc rsi
+        dec ecx
+        jnz 1b
+        out 0x80, al
+        hlt
+    """
+    _, _, stats = run("dbt", f"{first}\nsecond: {second}\n{wipe}", 1 << 20)
+    assert stats.jit_flushes >= 3
+    assert stats.tlb_fill < 5000
