@@ -96,7 +96,7 @@ def test_one_instruction_from_now_on() -> None:
 
 
 def test_pages_are_data_again_when_their_blocks_are_gone() -> None:
-    """The cache was emptied meanwhile, which leaves only marks: the first store takes them back, the others are fast."""
+    """The cache was emptied, which leaves only marks: the first store takes them back, the others are fast."""
     first = scattered(1).replace("out 0x80, al\nhlt", "jmp second")
     second = re.sub(r"\b(b\d+|again|next|work)\b", r"\1_2", scattered(2)).replace("out 0x80, al", "jmp wipe", 1)
     wipe = """
