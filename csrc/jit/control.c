@@ -20,19 +20,22 @@ static JitExit *exit_new(Trans *t, u64 rip) {
 
 static void cold_exit_of(Trans *t, u8 *site, JitExit *x) { cold_add(t, site)->exit = x; }
 
+/* The rel32 at site leads to the dispatcher, which is told why. */
+static void cold_leave(Trans *t, u8 *site, u64 rip, u8 how) {
+    JitExit *x = exit_new(t, rip);
+    Cold *k = cold_add(t, site);
+    x->from = t->code;
+    k->exit = x;
+    k->how = how;
+}
+
 void cold_exit(Trans *t, u8 *site, u64 rip) {
     JitExit *x = exit_new(t, rip);
     if (same_page(t, rip)) x->site = site;
     cold_exit_of(t, site, x);
 }
 
-void cold_interpret(Trans *t, u8 *site) {
-    u64 rip = t->g->next - t->g->in->len;
-    JitExit *x = exit_new(t, rip);
-    x->from = t->code;
-    cold_exit_of(t, site, x);
-    t->cold[t->n_cold - 1].how = JIT_EXIT_INTERPRET;
-}
+void cold_interpret(Trans *t, u8 *site) { cold_leave(t, site, guest_rip(t->g), JIT_EXIT_INTERPRET); }
 
 /* The hot code of an instruction is complete: its slow paths come back here. */
 void cold_end_insn(Trans *t) {
@@ -93,14 +96,10 @@ static void emit_poll(Trans *t, JitExit *x) {
     asm_mov(a, RCX, R15);
 }
 
-/* The same for x = this block's own begin or a loop's, where RFLAGS may go. */
-static void poll_short(Trans *t, u64 rip) {
+void emit_poll_here(Trans *t) {
     asm_rm(&t->a, 0, MAP_1, 0x83, 7, rm_abs(&t->c->poll)), put1(&t->a, 0);
-    cold_exit_of(t, asm_jcc(&t->a, 5, asm_here(&t->a)), exit_new(t, rip));
-    t->cold[t->n_cold - 1].how = JIT_EXIT_POLL;
+    cold_leave(t, asm_jcc(&t->a, 5, asm_here(&t->a)), guest_rip(t->g), JIT_EXIT_POLL);
 }
-
-void emit_poll_here(Trans *t) { poll_short(t, t->g->next - t->g->in->len); }
 void emit_poll_for(Trans *t, u64 rip) { emit_poll(t, exit_new(t, rip)); }
 
 /* Counts entries, where that costs little. */
@@ -109,10 +108,7 @@ void emit_heat(Trans *t) {
     if (machine_one_insn(t->c->machine)) return;
     t->code->heat = t->jit->heat;
     asm_rm(&t->a, 0, MAP_1, 0xff, 1, rm_abs(&t->code->heat)); /* dec */
-    JitExit *x = exit_new(t, t->b->rip);
-    x->from = t->code;
-    cold_exit_of(t, asm_jcc(&t->a, 4, asm_here(&t->a)), x);
-    t->cold[t->n_cold - 1].how = JIT_EXIT_HOT;
+    cold_leave(t, asm_jcc(&t->a, 4, asm_here(&t->a)), t->b->rip, JIT_EXIT_HOT);
 }
 
 /* A jump or a call to where x leads. */
@@ -128,20 +124,19 @@ static void emit_transfer(Trans *t, JitExit *x, bool call) {
     }
 }
 
-void emit_goto(Trans *t, u64 rip, bool poll) {
-    JitExit *x = exit_new(t, rip);
+static void go(Trans *t, JitExit *x, bool poll) {
     x87_settle(t);
     if (poll) emit_poll(t, x);
     emit_transfer(t, x, false);
     t->ended = true;
 }
 
+void emit_goto(Trans *t, u64 rip, bool poll) { go(t, exit_new(t, rip), poll); }
+
 void emit_goto_shadowed(Trans *t, u64 rip) {
     JitExit *x = exit_new(t, rip);
     x->shadow = true;
-    x87_settle(t);
-    emit_transfer(t, x, false);
-    t->ended = true;
+    go(t, x, false);
 }
 
 /* What comes when the guest returns from a call. */

@@ -30,7 +30,7 @@ typedef struct JitExit {
     bool listed;             /* in one of Jit.filled */
     bool shadow;             /* behind STI: the next instruction comes before any interrupt */
     u32 fails;               /* of a group's check: how often its operands straddled pages or missed */
-    struct JitCode *from;    /* whose check it is */
+    struct JitCode *from;    /* what left, of exits that say why */
 } JitExit;
 /* How translated code left through an exit, in the low bits of its address. */
 enum { JIT_EXIT_POLL = 1, JIT_EXIT_INTERPRET, JIT_EXIT_HOT, JIT_EXIT_BITS = 3 };

@@ -72,7 +72,7 @@ bool region_make(Cpu *c, Jit *j, Block *b, const Insn **insn, unsigned *n) {
 /* The instruction of this translation at rip, or NO_INSN. */
 static u8 insn_at(const Trans *t, u64 rip) {
     for (unsigned i = 0; i < t->n; i++)
-        if (t->guest[i].next - t->guest[i].in->len == rip) return (u8)i;
+        if (guest_rip(&t->guest[i]) == rip) return (u8)i;
     return NO_INSN;
 }
 
@@ -116,7 +116,7 @@ void region_branch(Trans *t, unsigned cond, unsigned insn) {
     u8 *over = NULL;
     if (back && to->live) {
         if (cond != ALWAYS) over = asm_jcc(a, cond ^ 1, asm_here(a));
-        emit_poll_for(t, to->next - to->in->len);
+        emit_poll_for(t, guest_rip(to));
         cond = ALWAYS;
     }
     u64 host = back ? (u64)to->host + (u64)a->rx : asm_here(a);

@@ -29,7 +29,7 @@ static void print_out_asm(const Trans *t) {
         const u8 *at = t->jit->rw + t->code->points[i].at;
         const u8 *to = i + 1 < t->n ? t->jit->rw + t->code->points[i + 1].at : t->jit->rw + t->code->end;
         if (i == 0 && at > begin) print_host(t, begin, at);
-        log_printf("  -- guest addr 0x%016llx\n", (unsigned long long)(t->guest[i].next - t->guest[i].in->len));
+        log_printf("  -- guest addr 0x%016llx\n", (unsigned long long)guest_rip(&t->guest[i]));
         print_host(t, at, to);
     }
     log_printf("  -- slow paths and exits\n");
@@ -52,7 +52,7 @@ static void print_op(const Trans *t) {
     for (unsigned i = 0; i < t->n; i++) {
         const Guest *g = &t->guest[i];
         char text[96], flags[8];
-        u64 rip = g->next - g->in->len;
+        u64 rip = guest_rip(g);
         disasm(t->wide ? 64 : 32, rip, g->bytes, g->in->len, text, sizeof text);
         flag_names(g->live, flags);
         log_printf(" ---- 0x%016llx  %-40s live %-6s", (unsigned long long)rip, text, *flags ? flags : "-");

@@ -32,6 +32,8 @@ typedef struct Guest {
     u8 bytes[16];
 } Guest;
 
+INLINE u64 guest_rip(const Guest *g) { return g->next - g->in->len; }
+
 /* The registers of an address, and which of their values in this block are meant. */
 typedef struct Place {
     u8 base, index, scale; /* guest registers, NO_REG: none */
@@ -98,14 +100,10 @@ typedef struct Trans {
 /* Host register of guest register n, or NO_REG: it lives in Cpu.r. */
 INLINE unsigned host_reg(unsigned n) { return n == R_RSP ? R12 : n < R_R12 ? n : NO_REG; }
 INLINE Rm slot(const Trans *t, unsigned n) { return rm_abs(&t->c->r[n]); }
-/* A full guest register into a host one, and back. */
+/* A full guest register into a host one. */
 INLINE void get_reg(Trans *t, unsigned to, unsigned n) {
     if (host_reg(n) == NO_REG) asm_load(&t->a, to, slot(t, n));
     else asm_mov(&t->a, to, host_reg(n));
-}
-INLINE void set_reg(Trans *t, unsigned n, unsigned from) {
-    if (host_reg(n) == NO_REG) asm_store(&t->a, slot(t, n), from);
-    else asm_mov(&t->a, host_reg(n), from);
 }
 /* regs.c: guest r12-r15 are in Cpu.r; scratch registers may hold their values as well, or newer ones (Trans.late). */
 unsigned held_find(const Trans *t, unsigned n);                     /* the host register, or NO_REG */

@@ -75,7 +75,7 @@ static void emit_announcement(Trans *t) {
     Announcement *x = jit_alloc(t->jit, sizeof *x);
     unsigned end = t->i + 1;
     while (end < t->n && !run_begins(t, end)) end++;
-    u64 rip = t->g->next - t->g->in->len;
+    u64 rip = guest_rip(t->g);
     x->insn.fn = lockstep_entered;
     x->run = (Run){.block = t->b, .insn = t->g->in, .rip = rip, .n = end - t->i};
     x->live = t->g->live;
