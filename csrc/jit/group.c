@@ -124,30 +124,10 @@ static void emit_begin(Trans *t, const Group *p, unsigned host) {
     asm_lea(a, host, m);
 }
 
-static Rm tlb_field(const Trans *t, unsigned offset) {
-    Rm m = rm_abs((const char *)t->tlb + offset);
-    m.index = R15;
-    return m;
-}
-
 /* r13 or r14 = the host address of the group's begin. */
-static void emit_check(Trans *t, const Group *p, unsigned host) {
-    Asm *a = &t->a;
-    Rm tag = tlb_field(t, p->write ? offsetof(TlbEntry, wtag) : offsetof(TlbEntry, rtag));
+static void emit_group_check(Trans *t, const Group *p, unsigned host) {
     emit_begin(t, p, host);
-    if (keep_flags(t)) {
-        Rm home = rm_abs(&t->c->jit_tmp[2]);
-        cold_interpret(t, emit_check_keeping(t, host, home, (u32)(p->hi - p->lo), p->write));
-        return;
-    }
-    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(host)), put1(a, 7); /* rorx r15, host, 7 */
-    asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
-    if (host != R14) asm_mov(a, R14, host);
-    asm_rm(a, E_W, MAP_1, 0x2b, R14, tag);
-    asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - (u32)(p->hi - p->lo));
-    cold_interpret(t, asm_jcc(a, 7, asm_here(a)));
-    if (host == R14) asm_rm(a, E_W, MAP_1, 0x03, host, tag);
-    asm_rm(a, E_W, MAP_1, 0x03, host, tlb_field(t, offsetof(TlbEntry, delta)));
+    cold_interpret(t, emit_check(t, host, rm_abs(&t->c->jit_tmp[2]), (u32)(p->hi - p->lo), p->write));
 }
 
 static bool stored_already(const Trans *t, const Access *x) {
@@ -177,7 +157,7 @@ static bool open_stored(Trans *t, Place at, i32 off, bool write) {
     if (s == ARRAY_LEN(t->stored)) return false;
     if ((k = noted(t, &at, off, write)) == t->n_access || gather(t, k, &p) < 2) return false;
     held_drop(t);
-    emit_check(t, &p, R14);
+    emit_group_check(t, &p, R14);
     asm_store(&t->a, rm_abs(&t->c->jit_group[s]), R14);
     t->stored[s] = p;
     t->mem = rm_at(R14, off - p.lo);
@@ -214,7 +194,7 @@ void group_open(Trans *t) {
         if (gather(t, k, &p) < 2 && (keep || !t->guest[x->insn].live)) continue;
         if (x->insn != t->i && (keep || !t->guest[x->insn].live)) return; /* it can wait */
         held_drop(t);
-        emit_check(t, &p, R13);
+        emit_group_check(t, &p, R13);
         t->group = p;
         return;
     }

@@ -68,28 +68,30 @@ static Rm field(const Trans *t, unsigned offset, unsigned scale) {
     return m;
 }
 
-/* r14 = address. The offset in the page is what remains of it, so that r13 is left to a group. */
-static void check_short(Trans *t, unsigned n, unsigned tag) {
+/* The check of DESIGN "Memory" of the n bytes at the address in `host`, r13 or r14, which becomes the host's; of r14
+ * the offset in the page is what remains in between, so that r13 is left to a group. The rel32 that is to lead to the
+ * slow path. Clobbers r14, r15 and RFLAGS. */
+static u8 *check_short(Trans *t, unsigned host, unsigned n, unsigned tag) {
     Asm *a = &t->a;
-    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(R14)), put1(a, 7); /* rorx r15, r14, 7 */
+    asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(host)), put1(a, 7); /* rorx r15, host, 7 */
     asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
+    if (host != R14) asm_mov(a, R14, host);
     asm_rm(a, E_W, MAP_1, 0x2b, R14, field(t, tag, 0));
     asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - n);
     u8 *slow = asm_jcc(a, 7, asm_here(a));
-    asm_rm(a, E_W, MAP_1, 0x03, R14, field(t, tag, 0));
-    asm_rm(a, E_W, MAP_1, 0x03, R14, field(t, DELTA, 0));
-    cold_helper(t, slow);
+    if (host == R14) asm_rm(a, E_W, MAP_1, 0x03, host, field(t, tag, 0));
+    asm_rm(a, E_W, MAP_1, 0x03, host, field(t, DELTA, 0));
+    return slow;
 }
 
-/* The same of the address in `host`, without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides; rcx waits at
- * home. The rel32 that is to lead to the slow path. */
-u8 *emit_check_keeping(Trans *t, unsigned host, Rm home, unsigned n, bool write) {
+/* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides; rcx waits at home. */
+static u8 *check_keeping(Trans *t, unsigned host, Rm home, unsigned n, unsigned tag) {
     Asm *a = &t->a;
     asm_store(a, home, RCX);
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, host, rm_abs(&t->c->jit_mask[0])); /* pext r15, host, mask */
     Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
     asm_lea(a, R15, times4);
-    asm_load(a, RCX, field(t, write ? WTAG : RTAG, 3));
+    asm_load(a, RCX, field(t, tag, 3));
     asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));   /* not */
     asm_lea(a, RCX, rm_sib(RCX, host, 0, (i32)n)); /* address - tag + n - 1 */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[1]));
@@ -105,13 +107,17 @@ u8 *emit_check_keeping(Trans *t, unsigned host, Rm home, unsigned n, bool write)
     return slow;
 }
 
+u8 *emit_check(Trans *t, unsigned host, Rm home, unsigned n, bool write) {
+    unsigned tag = write ? WTAG : RTAG;
+    return keep_flags(t) ? check_keeping(t, host, home, n, tag) : check_short(t, host, n, tag);
+}
+
 void emit_check_linear(Trans *t, unsigned n, bool write) {
     held_drop_host(t, R14);
     held_drop_host(t, R15);
     if (!t->group.on) held_drop_host(t, R13);
     Rm home = t->group.on ? rm_abs(&t->c->jit_tmp[2]) : rm_reg(R13);
-    if (keep_flags(t)) cold_helper(t, emit_check_keeping(t, R14, home, n, write));
-    else check_short(t, n, write ? WTAG : RTAG);
+    cold_helper(t, emit_check(t, R14, home, n, write));
     t->mem = rm_at(R14, 0);
 }
 

@@ -133,8 +133,8 @@ void emit_helper(Trans *t); /* its op_* does it */
 void emit_address(Trans *t, unsigned n, bool write);
 void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write); /* of [guest register + disp] */
 void emit_check_linear(Trans *t, unsigned n, bool write); /* the same for the linear address in r14 */
-void mem_to_r14(Trans *t);                                /* r14 = the address of t->mem */
-u8 *emit_check_keeping(Trans *t, unsigned host, Rm home, unsigned n, bool write);
+/* host (r13 or r14), a linear address, becomes the host's; rcx may wait at home. The rel32 to lead to the slow path. */
+u8 *emit_check(Trans *t, unsigned host, Rm home, unsigned n, bool write);
 bool address_supported(const Trans *t);
 void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
 
