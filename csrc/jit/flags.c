@@ -50,7 +50,7 @@ static u16 killed(const Guest *g) {
 static u16 used(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
     if (g->in->map == 0 && g->in->opcode == 0x9c) return FL_CC; /* PUSHF */
-    if (g->in->flags & INF_END && !(g->in->flags & INF_PLAIN && direct_branch(g->in))) return FL_CC;
+    if (g->in->flags & INF_END && !direct_branch(g->in)) return FL_CC;
     if (is_shift(g) && count_may_be_zero(g)) return FL_CC;
     return f ? f->tested & FL_CC : 0;
 }
@@ -60,7 +60,7 @@ static u16 live_at(const Trans *t, unsigned insn) { return insn < t->n ? t->gues
 u16 flags_live_behind(const Trans *t, unsigned i) {
     const Guest *g = &t->guest[i];
     if (!(g->in->flags & INF_END)) return live_at(t, i + 1);
-    if (!(g->in->flags & INF_PLAIN) || !direct_branch(g->in)) return FL_CC;
+    if (!direct_branch(g->in)) return FL_CC;
     u16 there = live_at(t, g->target);
     return g->in->op == ZYDIS_MNEMONIC_JMP ? there : there | live_at(t, i + 1);
 }

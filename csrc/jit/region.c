@@ -11,11 +11,13 @@
 
 static const u8 *page_bytes(Cpu *c, const Block *b) { return machine_ram_host(c->machine, b->ram_off); }
 
-bool direct_branch(const Insn *in) {
-    if (in->map == 1) return (in->opcode & 0xf0) == 0x80;
-    return in->map == 0 && ((in->opcode & 0xf0) == 0x70 || in->opcode == 0xe9 || in->opcode == 0xeb);
-}
 static bool is_jump(const Insn *in) { return in->map == 0 && (in->opcode == 0xe9 || in->opcode == 0xeb); }
+/* One with an operand size of 16 bits goes elsewhere, by its handler. */
+bool direct_branch(const Insn *in) {
+    if (!(in->flags & INF_PLAIN) || in->osz == 2) return false;
+    if (in->map == 1) return (in->opcode & 0xf0) == 0x80;
+    return in->map == 0 && ((in->opcode & 0xf0) == 0x70 || is_jump(in));
+}
 static bool is_call(const Insn *in) {
     return in->map == 0 && (in->opcode == 0xe8 || (in->opcode == 0xff && (in->modrm >> 3 & 7) == 2));
 }
@@ -23,7 +25,7 @@ static bool is_call(const Insn *in) {
 /* Does control come to what follows this instruction in memory? */
 static bool goes_on(const Insn *in) {
     if (!(in->flags & INF_END)) return true;
-    return in->flags & INF_PLAIN && ((direct_branch(in) && !is_jump(in)) || is_call(in));
+    return (direct_branch(in) && !is_jump(in)) || (in->flags & INF_PLAIN && is_call(in));
 }
 
 /* How far decoding is worth while; offsets from the block's begin. */
@@ -45,7 +47,7 @@ static unsigned decode_region(Cpu *c, const Block *b, const u8 *bytes, unsigned 
         if (len == DECODE_MORE || in->fn == op_ud) break;
         r.pos += (unsigned)len;
         ++*n;
-        if (in->flags & INF_PLAIN && direct_branch(in)) reach_branch(&r, in);
+        if (direct_branch(in)) reach_branch(&r, in);
         if (!goes_on(in) && r.far < r.pos) break;
     }
     return r.pos;
@@ -80,7 +82,7 @@ void region_labels(Trans *t) {
     for (unsigned i = 0; i < t->n; i++) t->guest[i].target = NO_INSN;
     for (unsigned i = 0; t->region && i < t->n; i++) {
         Guest *g = &t->guest[i];
-        if (!(g->in->flags & INF_PLAIN) || !direct_branch(g->in)) continue;
+        if (!direct_branch(g->in)) continue;
         g->target = insn_at(t, branch_target(t, g));
         if (g->target == NO_INSN) continue;
         t->guest[g->target].label = true;
