@@ -3,7 +3,7 @@
 
 #include "memory/feed.h"
 
-static void op_nop(Cpu *c, const Insn *in) {}
+void op_nop(Cpu *c, const Insn *in) {}
 static void op_clc(Cpu *c, const Insn *in) { c->cc &= ~(u64)FL_CF; }
 static void op_stc(Cpu *c, const Insn *in) { c->cc |= FL_CF; }
 static void op_cmc(Cpu *c, const Insn *in) { c->cc ^= FL_CF; }

@@ -13,6 +13,7 @@ OpFn ops_integer_resolve(Insn *in, u32 mode); /* interp/int_*.c: arithmetic, mov
 OpFn ops_system_resolve(Insn *in, u32 mode);  /* interp/sys_*.c: segments, far control, CR/DR/MSR, I/O, flags, CPUID */
 OpFn ops_fpu_resolve(Insn *in, u32 mode,
                      const u8 *bytes); /* interp/fpu_*.c: x87, MMX, SSE, AVX, XSAVE, CRC32, AES, SHA */
+void op_nop(Cpu *c, const Insn *in);
 void op_ud(Cpu *c, const Insn *in);
 
 /* Event delivery (interp/sys_event.c). All may raise again (then #DF, triple fault). */

@@ -279,7 +279,7 @@ static bool emit_mov_imm(Trans *t) {
 static bool emit_xchg_acc(Trans *t) {
     const Guest *g = t->g;
     unsigned n = (g->in->opcode & 7) | (unsigned)g->zi.raw.rex.B << 3, r = host_reg(n);
-    if (g->in->op != ZYDIS_MNEMONIC_XCHG) return g->in->op == ZYDIS_MNEMONIC_NOP || g->in->op == ZYDIS_MNEMONIC_PAUSE;
+    if (g->in->op != ZYDIS_MNEMONIC_XCHG) return g->in->op == ZYDIS_MNEMONIC_PAUSE;
     unsigned flags = g->in->osz == 8 ? E_W : g->in->osz == 2 ? E_66 : 0;
     unsigned host = r == NO_REG ? held_get(t, n, true, NO_REG) : r;
     asm_rm(&t->a, flags, MAP_1, 0x87, RAX, rm_reg(host));
@@ -346,16 +346,6 @@ static bool emit_two_byte(Trans *t) {
     const Guest *g = t->g;
     u8 op = g->in->opcode;
     switch (g->zi.mnemonic) {
-    case ZYDIS_MNEMONIC_NOP:
-    case ZYDIS_MNEMONIC_ENDBR64:
-    case ZYDIS_MNEMONIC_ENDBR32:
-    case ZYDIS_MNEMONIC_PREFETCH:
-    case ZYDIS_MNEMONIC_PREFETCHNTA:
-    case ZYDIS_MNEMONIC_PREFETCHT0:
-    case ZYDIS_MNEMONIC_PREFETCHT1:
-    case ZYDIS_MNEMONIC_PREFETCHT2:
-    case ZYDIS_MNEMONIC_PREFETCHW:
-    case ZYDIS_MNEMONIC_PREFETCHWT1: return true;
     case ZYDIS_MNEMONIC_SERIALIZE: put1(&t->a, 0x0f), put1(&t->a, 0xae), put1(&t->a, 0xf0); return true; /* mfence */
     case ZYDIS_MNEMONIC_LFENCE:
     case ZYDIS_MNEMONIC_MFENCE:
@@ -411,6 +401,7 @@ bool emit_int(Trans *t) {
     const Insn *in = t->g->in;
     if (in->flags & INF_END || in->fn == op_ud) return false;
     if (in->flags & (INF_REP | INF_REPNE)) return false;
+    if (in->fn == op_nop) return true;
     if (t->x87 && may_raise(in)) { /* the guest's handler may look at the x87 pointers */
         held_drop_host(t, R15);
         x87_settle(t);
