@@ -41,34 +41,37 @@ static void fill_zeros(Rest r) {
     for (; r.n; r.iov++, r.n--, r.skip = 0) memset((u8 *)r.iov->iov_base + r.skip, 0, r.iov->iov_len - r.skip);
 }
 
-int iov_read(int fd, u64 offset, const struct iovec *iov, u32 n) {
+typedef ssize_t (*Call)(int fd, const struct iovec *iov, int n, off_t offset);
+
+/* One system call's worth; bytes, or a negative errno. */
+static i64 transfer(Call call, int fd, u64 *offset, Rest *r) {
     struct iovec buffer[MOST];
     const struct iovec *pieces;
+    u32 count = next_call(r, buffer, &pieces);
+    ssize_t done;
+    do done = call(fd, pieces, (int)count, (off_t)*offset);
+    while (done < 0 && errno == EINTR);
+    if (done < 0) return -errno;
+    advance(r, (u64)done);
+    *offset += (u64)done;
+    return done;
+}
+
+int iov_read(int fd, u64 offset, const struct iovec *iov, u32 n) {
     Rest r = {.iov = iov, .n = n};
     for (advance(&r, 0); r.n;) {
-        u32 count = next_call(&r, buffer, &pieces);
-        ssize_t done = preadv(fd, pieces, (int)count, (off_t)offset);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return -errno;
-        advance(&r, (u64)done);
-        offset += (u64)done;
+        i64 done = transfer(preadv, fd, &offset, &r);
+        if (done < 0) return (int)done;
         if (!done || done % SECTOR) return fill_zeros(r), 0; /* the end; O_DIRECT would refuse to go on from there */
     }
     return 0;
 }
 
 int iov_write(int fd, u64 offset, const struct iovec *iov, u32 n) {
-    struct iovec buffer[MOST];
-    const struct iovec *pieces;
     Rest r = {.iov = iov, .n = n};
     for (advance(&r, 0); r.n;) {
-        u32 count = next_call(&r, buffer, &pieces);
-        ssize_t done = pwritev(fd, pieces, (int)count, (off_t)offset);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return -errno;
-        if (!done) return -EIO;
-        advance(&r, (u64)done);
-        offset += (u64)done;
+        i64 done = transfer(pwritev, fd, &offset, &r);
+        if (done <= 0) return done ? (int)done : -EIO;
     }
     return 0;
 }
