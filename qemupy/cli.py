@@ -28,9 +28,6 @@ def main(argv: list[str] | None = None) -> int:
         print(version_text())
         return 0
     program = os.path.basename(sys.argv[0] or "qemupy")
-    import gc
-
-    gc.disable()  # what is made from here on stays: run_config() takes it out of collection
     from qemupy.errors import QemupyError
 
     try:
@@ -91,16 +88,7 @@ def run_config(config: Config) -> int:
             file.write(f"{os.getpid()}\n")
     _end_on_signals(vm)
     sys.setswitchinterval(1e-4)
-    _keep_all()
     return vm.run(begin)
-
-
-def _keep_all() -> None:
-    """Modules, classes and the machine are there to the end: garbage is looked for among what comes later."""
-    import gc
-
-    gc.freeze()
-    gc.enable()
 
 
 def _begin(vm: Vm) -> Callable[[], None] | None:
