@@ -14,10 +14,11 @@ from typing import overload
 from qemupy._core import ffi, lib
 
 _WORDS = struct.Struct("=QQ")  # an entry of a table: address and size
-_PIECE = _WORDS.size
+PIECE = _WORDS.size
 
 
-def _words(data: bytes | bytearray) -> object:
+def words(data: bytes | bytearray) -> object:
+    """A table as the core takes it."""
     return ffi.from_buffer("uint64_t[]", data)
 
 
@@ -41,7 +42,7 @@ class Scatter(Sequence[memoryview]):
         self.table, self.size = table, size
 
     def __len__(self) -> int:
-        return len(self.table) // _PIECE
+        return len(self.table) // PIECE
 
     @overload
     def __getitem__(self, index: int) -> memoryview: ...
@@ -51,9 +52,9 @@ class Scatter(Sequence[memoryview]):
     def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
         if isinstance(index, slice):
             return [self[n] for n in range(*index.indices(len(self)))]
-        at = range(0, len(self.table), _PIECE)[index] >> 3
-        words = memoryview(self.table).cast("Q")
-        return memoryview(ffi.buffer(ffi.cast("uint8_t *", words[at]), words[at + 1]))
+        at = range(0, len(self.table), PIECE)[index] >> 3
+        entries = memoryview(self.table).cast("Q")
+        return memoryview(ffi.buffer(ffi.cast("uint8_t *", entries[at]), entries[at + 1]))
 
     def __iter__(self) -> Iterator[memoryview]:
         return (self[n] for n in range(len(self)))
@@ -67,21 +68,21 @@ class Scatter(Sequence[memoryview]):
 
     def read_from(self, fd: int, offset: int) -> None:
         """Fill all of it from a file; what lies beyond the file's end reads as zeros."""
-        _check(lib.qpy_iov_read(fd, offset, _words(self.table), len(self)))
+        _check(lib.qpy_iov_read(fd, offset, words(self.table), len(self)))
 
     def write_to(self, fd: int, offset: int) -> None:
-        _check(lib.qpy_iov_write(fd, offset, _words(self.table), len(self)))
+        _check(lib.qpy_iov_write(fd, offset, words(self.table), len(self)))
 
     def read_cached(self, fd: int, offset: int) -> bool:
         """Fill it with what the host has in its page cache; False if that is not all."""
-        return bool(lib.qpy_iov_read_cached(fd, offset, _words(self.table), len(self)) == self.size)
+        return bool(lib.qpy_iov_read_cached(fd, offset, words(self.table), len(self)) == self.size)
 
 
 def cut_table(table: bytes, start: int, length: int) -> bytes:
     """The entries for `length` bytes from `start` on; addresses may be of any kind."""
     out = bytearray(len(table))
-    count = lib.qpy_iov_cut(_words(table), len(table) // _PIECE, start, length, _words(out))
-    return bytes(memoryview(out)[: count * _PIECE])
+    count = lib.qpy_iov_cut(words(table), len(table) // PIECE, start, length, words(out))
+    return bytes(memoryview(out)[: count * PIECE])
 
 
 def _check(result: int) -> None:

@@ -21,7 +21,7 @@ from qemupy.main_loop.bql import Bql, CoreBql
 from qemupy.main_loop.clocks import CountingCore
 from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, Doorbell, RamBlock, RamExtent
 from qemupy.memory.virtqueue import Virtqueue
-from qemupy.scatter import Scatter
+from qemupy.scatter import PIECE, Scatter, words
 from qemupy.vcpu.accel import Upcalls
 from qemupy.vcpu.virtqueue import CoreVirtqueue
 
@@ -146,14 +146,13 @@ class InterpMemory:
 
     def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
         out = bytearray(len(pieces))
-        count = lib.qpy_dma_scatter(self._machine, ffi.from_buffer("uint64_t[]", pieces), len(pieces) // 16, to_memory,
-                                    ffi.from_buffer("uint64_t[]", out))  # fmt: skip
+        count = lib.qpy_dma_scatter(self._machine, words(pieces), len(pieces) // PIECE, to_memory, words(out))
         if count < 0:
             return None
-        return Scatter(bytes(memoryview(out)[: 16 * count]), sum(memoryview(pieces).cast("Q")[1::2].tolist()))
+        return Scatter(bytes(memoryview(out)[: PIECE * count]), sum(memoryview(pieces).cast("Q")[1::2].tolist()))
 
     def landed(self, scatter: Scatter) -> None:
-        lib.qpy_iov_landed(self._machine, ffi.from_buffer("uint64_t[]", scatter.table), len(scatter))
+        lib.qpy_iov_landed(self._machine, words(scatter.table), len(scatter))
 
     def set_ranges(self, ranges: Sequence[CoreRange]) -> None:
         table = ffi.new("QpyMemRange[]", max(len(ranges), 1))
