@@ -138,6 +138,12 @@ typedef struct L2Entry {
 
 #define XSAVE_BYTES 1088 /* legacy area + header + AVX component at the standard offset 576 + 256, rounded up to 64 */
 
+/* The guest's TSC from the host's, until the clock's piece ends (base/clock.h): what translated code computes, as long
+ * as host + minus is below CLOCK_PIECE_TICKS. */
+typedef struct TscPiece {
+    u64 minus, mult, base;
+} TscPiece;
+
 typedef struct FpuState {
     u8 area[XSAVE_BYTES] __attribute__((aligned(64))); /* XSAVE standard format; valid while !live */
     bool live;          /* guest x87/SSE/AVX registers are in the host's registers now */
@@ -250,7 +256,8 @@ struct Cpu {
     const void *jit_cache;    /* jump cache of the mode that runs */
     u64 jit_tmp[3];
     u64 jit_group[4];         /* host addresses of groups (jit/group.c) */
-    u64 jit_mask[5];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits, 63, 31 */
+    u64 jit_mask[6];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits, 63, 31, beyond a clock's piece */
+    TscPiece tsc;
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
     const void *jit_fn[4];    /* C functions it calls */
     FlushLog flush_log;
@@ -287,6 +294,9 @@ INLINE void cpu_pend(Cpu *c, u32 bits) {
     __atomic_store_n(&c->poll, 1, __ATOMIC_SEQ_CST);
 }
 INLINE void cpu_unpend(Cpu *c, u32 bits) { __atomic_fetch_and(&c->pending, ~bits, __ATOMIC_SEQ_CST); }
+
+/* Offset, CR4.TSD or the clock's run state changed, or may have: RDTSC is the handler's business. */
+INLINE void cpu_tsc_forget(Cpu *c) { c->tsc.minus = BIT(63); }
 
 /* Whether something pending must be looked at before the next instruction. Interrupts wait while IF is clear, an NMI
  * while another is being handled; so a run loop asks this, not `pending`, and is not thrown out again and again. */

@@ -16,6 +16,7 @@ static void reset_msrs(Cpu *c) {
     c->sysenter_cs = c->sysenter_esp = c->sysenter_eip = 0;
     c->pat = 0x0007040600070406;
     c->misc_enable = 1; /* fast strings */
+    cpu_tsc_forget(c);
     c->tsc_adjust = c->tsc_deadline = c->spec_ctrl = 0;
     c->mtrr_def = 0;
     for (unsigned i = 0; i < ARRAY_LEN(c->mtrr_fixed); i++) c->mtrr_fixed[i] = 0;

@@ -83,6 +83,7 @@ void cr4_write(Cpu *c, u64 v) {
     if ((v & changed & CR4_PCIDE) && (!cpu_lma(c) || (c->cr3 & 0xfff))) exc_gp0(c);
     if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)) pdptes_load(c, c->cr3, c->cr0, v);
     c->cr4 = v;
+    if (changed & CR4_TSD) cpu_tsc_forget(c);
     if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_SMAP | CR4_PCIDE | CR4_LA57 | CR4_PKE))
         tlb_flush_all(c);
     cpu_update_mode(c);

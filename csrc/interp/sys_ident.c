@@ -2,6 +2,7 @@
  * PKRU (Intel SDM vol 2). */
 #include "interp/sys.h"
 #include "apic/apic.h"
+#include "base/hosttsc.h"
 #include "memory/feed.h"
 
 #include <Zydis/Zydis.h>
@@ -41,6 +42,7 @@ static u64 tsc_now(Cpu *c) {
     u64 v = 0;
     if (feed_take(c->feed, FEED_TSC, 0, 8, &v)) return v;
     v = cpu_read_tsc(c);
+    if (c->jit) cpu_tsc_follow(c);
     feed_put(c->feed, FEED_TSC, 0, 8, v);
     return v;
 }
@@ -50,6 +52,7 @@ static void op_rdtsc(Cpu *c, const Insn *in) {
 }
 static void op_rdtscp(Cpu *c, const Insn *in) {
     check_tsd(c);
+    host_fence();
     set_edx_eax(c, tsc_now(c));
     c->r[R_RCX] = (u32)c->tsc_aux;
 }

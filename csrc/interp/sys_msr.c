@@ -174,6 +174,7 @@ bool msr_read(Cpu *c, u32 msr, u64 *v) {
 static void tsc_move(Cpu *c, u64 delta) {
     c->tsc_offset += (i64)delta;
     c->tsc_adjust += delta;
+    cpu_tsc_forget(c);
     apic_timer_rearm(c->apic);
 }
 

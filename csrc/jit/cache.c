@@ -102,6 +102,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     c->jit_mask[2] = JIT_CACHE_SIZE - 1;
     c->jit_mask[3] = 63;
     c->jit_mask[4] = 31;
+    c->jit_mask[5] = -CLOCK_PIECE_TICKS;
     block_drop_hook = jit_drop;
     jit_faults_init();
     j->loop_is_fast = loop_is_fast();

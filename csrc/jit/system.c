@@ -176,7 +176,7 @@ static bool emit_kernel(Trans *t) {
 bool emit_sys(Trans *t) {
     const Insn *in = t->g->in;
     if (in->flags & INF_VEX || in->map > 1 || in->fn == op_ud) return false;
-    if (at_cpl0(t) && emit_kernel(t)) return true;
+    if (emit_tsc(t) || (at_cpl0(t) && emit_kernel(t))) return true;
     if (in->map) return false;
     switch (in->opcode) {
     case 0x8c: return emit_from_segment(t);

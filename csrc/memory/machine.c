@@ -163,7 +163,17 @@ void machine_set_tsc_hz(Machine *m, u64 hz) {
 
 /* Guest TSC (SDM vol 3B 17.17): the virtual clock times the frequency, plus the offset that WRMSR and TSC_ADJUST set.
  */
-u64 cpu_read_tsc(Cpu *c) {
-    Machine *m = c->machine;
-    return (u64)((unsigned __int128)(u64)machine_clock_ns(m) * m->tsc_mul >> 32) + (u64)c->tsc_offset;
+static u64 tsc_at(const Cpu *c, i64 ns) {
+    return (u64)((unsigned __int128)(u64)ns * c->machine->tsc_mul >> 32) + (u64)c->tsc_offset;
+}
+u64 cpu_read_tsc(Cpu *c) { return tsc_at(c, machine_clock_ns(c->machine)); }
+
+/* At 1 GHz the piece gives exactly what cpu_read_tsc() does; else they differ by what rounding to ns makes, which is
+ * less than any two reads are apart. */
+void cpu_tsc_follow(Cpu *c) {
+    ClockPiece p;
+    if (c->cr4 & CR4_TSD || !clock_piece(c->machine->clock, &p)) return;
+    unsigned __int128 mult = (unsigned __int128)p.mult * c->machine->tsc_mul >> 32;
+    if (mult >> 64) return;
+    c->tsc = (TscPiece){.minus = -p.from, .mult = (u64)mult, .base = tsc_at(c, p.base)};
 }

@@ -65,6 +65,7 @@ extern void (*code_invalidate_hook)(Cpu *c, u64 ram_off, unsigned n);
 /* Guest TSC and virtual clock, ns (base/clock.h beneath). */
 i64 machine_clock_ns(struct Machine *m);
 u64 cpu_read_tsc(Cpu *c);
+void cpu_tsc_follow(Cpu *c); /* its own vCPU's thread: Cpu.tsc is good for a while, if it can be */
 /* Whether the clock counts instructions: every access that leaves the core then ends its block. */
 bool machine_counts(const struct Machine *m);
 bool machine_one_insn(const struct Machine *m); /* blocks are of one instruction */

@@ -70,6 +70,7 @@ void machine_resume(Machine *m) {
 
 bool pause_point_enter(Cpu *c) {
     Machine *m = c->machine;
+    cpu_tsc_forget(c); /* the clock may be started and stopped meanwhile */
     for (;;) {
         store(&c->active, 1);
         u32 pause = load(&m->pause);

@@ -34,7 +34,11 @@ uint32_t qpy_log_mask(void) { return log_mask; }
 int qpy_log_set_ranges(const uint64_t *ends, uint32_t n) { return log_set_ranges((const LogRange *)ends, n); }
 void qpy_log_write(const char *text, size_t n) { log_text(text, n); }
 
-QpyClock *qpy_clock_new(void) { return calloc(1, sizeof(QpyClock)); }
+QpyClock *qpy_clock_new(void) {
+    QpyClock *clock = calloc(1, sizeof *clock);
+    if (clock) clock_init(clock);
+    return clock;
+}
 void qpy_clock_free(QpyClock *clock) { free(clock); }
 int64_t qpy_clock_now(QpyClock *clock) { return clock_now(clock); }
 void qpy_clock_sync(QpyClock *clock, int running, int64_t value) {
