@@ -203,7 +203,8 @@ struct Cpu {
     bool halted;              /* HLT; also wait-for-SIPI */
     bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
     bool leave_block;         /* counted clock: return to the dispatcher after this instruction (interp/block.h) */
-    u64 icount;               /* instructions retired */
+    u64 icount;               /* instructions retired, and those from `cur` up to run_end */
+    const Insn *run_end;      /* NULL: icount is exact */
     void *jmp[5];             /* __builtin_setjmp buffer of the run loop */
 
     Segment seg[SEG_COUNT];
@@ -258,6 +259,7 @@ struct Cpu {
     u64 jit_group[4];         /* host addresses of groups (jit/group.c) */
     u64 jit_mask[6];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits, 63, 31, beyond a clock's piece */
     TscPiece tsc;
+    i64 jit_left;             /* while instructions are counted: how many until the budget ends */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
     const void *jit_fn[4];    /* C functions it calls */
     FlushLog flush_log;

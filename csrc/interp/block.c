@@ -121,8 +121,8 @@ static void block_drop(Cpu *c, Interp *it, Block *b) {
     if (b->ram_off2 != ~0ull) page_unlink(it, b, b->ram_off2);
     b->tag = 0;
     if (b->code) block_drop_hook(c, b);
-    if (it->running != b) return;
-    for (Insn *in = (Insn *)c->cur + 1; in < b->insn + b->n; in++) in->fn = op_leave_block;
+    if (c->run_end != b->insn + b->n) return;
+    for (Insn *in = (Insn *)c->cur + 1; in < c->run_end; in++) in->fn = op_leave_block;
 }
 
 static bool block_overlaps(const Block *b, u64 off, unsigned n) {

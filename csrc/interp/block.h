@@ -59,7 +59,6 @@ typedef struct CodePage {
 } CodePage;
 
 typedef struct Interp {
-    Block *running; /* the block being executed; icount lags by cur - running->insn */
     u64 stop;       /* icount to stop at; 0 while tracing, so that every block takes the slow path */
     u64 budget_end; /* what stop is without tracing */
     Cpu *owner;

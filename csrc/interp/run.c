@@ -5,19 +5,15 @@
 #include "interp/trace.h"
 
 /* Instructions of the running block that are counted but not done: all from cur on. */
-static u64 undone(const Cpu *c, const Block *b) { return b->n - (u64)(c->cur - b->insn); }
+static u64 undone(const Cpu *c) { return c->run_end ? (u64)(c->run_end - c->cur) : 0; }
 
 /* A block is counted when it is entered; one that was left half-way (exception, restart) is corrected here. */
 void interp_settle(Cpu *c) {
-    Interp *it = c->interp;
-    if (it->running) c->icount -= undone(c, it->running);
-    it->running = NULL;
+    c->icount -= undone(c);
+    c->run_end = NULL;
 }
 
-u64 interp_icount(const Cpu *c) {
-    const Block *b = c->interp->running;
-    return c->icount - (b ? undone(c, b) : 0);
-}
+u64 interp_icount(const Cpu *c) { return c->icount - undone(c); }
 
 void interp_set_stop(Cpu *c, u64 icount) { c->interp->stop = c->interp->budget_end = icount; }
 
@@ -73,7 +69,7 @@ static void exec_step(Cpu *c, Interp *it) {
 }
 
 bool run_special(Cpu *c, Interp *it) {
-    it->running = NULL;
+    c->run_end = NULL;
     if (c->pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
     else if (cpu_attention(c)) return true;
     if (c->halted || c->icount >= it->budget_end) return true;
@@ -102,18 +98,18 @@ INLINE bool block_matches(const Cpu *c, const Block *b, u64 rip) {
 bool block_still_holds(const Cpu *c, const Block *b, u64 rip) { return block_matches(c, b, rip); }
 
 void block_exec(Cpu *c, const Block *b) {
-    Interp *it = c->interp;
-    c->icount += b->n;
-    it->running = (Block *)b;
     const Insn *in = b->insn, *end = in + b->n;
+    c->icount += b->n;
+    c->run_end = end;
     u64 rip = c->r[R_RIP];
     do {
         rip += in->len;
         c->cur = in;
         c->r[R_RIP] = rip;
         in->fn(c, in);
-    } while (++in != end);
-    it->running = NULL;
+    } while (++in != end && likely(!c->leave_block));
+    c->icount -= (u64)(end - in);
+    c->run_end = NULL;
 }
 
 /* NULL: there is no block for this (single-step, code outside of RAM). */
@@ -122,7 +118,7 @@ static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
     if (c->mode & MODE_STEP) return NULL;
     Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
     u32 flushes = it->flushes;
-    it->running = NULL; /* looking up may raise */
+    c->run_end = NULL; /* looking up may raise */
     if (!block_matches(c, b, rip)) b = block_lookup(c);
     if (b && prev != &block_none && flushes == it->flushes) {
         prev->succ[1] = prev->succ[0];
@@ -157,9 +153,9 @@ INLINE void run_blocks(Cpu *c, bool counted) {
             prev = &block_none;
             continue;
         }
-        c->icount += b->n;
-        it->running = b;
         const Insn *in = b->insn, *end = in + b->n;
+        c->icount += b->n;
+        c->run_end = end;
         rip = c->r[R_RIP];
         do {
             rip += in->len;
@@ -174,7 +170,7 @@ INLINE void run_blocks(Cpu *c, bool counted) {
         prev = b;
         if (unlikely(b->system) && unlikely(c->halted)) break;
     }
-    it->running = NULL;
+    c->run_end = NULL;
 }
 
 void interp_run(Cpu *c) {

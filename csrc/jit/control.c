@@ -35,7 +35,12 @@ void cold_exit(Trans *t, u8 *site, u64 rip) {
     cold_exit_of(t, site, x);
 }
 
-void cold_interpret(Trans *t, u8 *site) { cold_leave(t, site, guest_rip(t->g), JIT_EXIT_INTERPRET); }
+static JitExit *last_exit(const Trans *t) { return t->cold[t->n_cold - 1].exit; }
+
+void cold_interpret(Trans *t, u8 *site) {
+    cold_leave(t, site, guest_rip(t->g), JIT_EXIT_INTERPRET);
+    last_exit(t)->undone = t->jit->counts ? (u8)run_left(t) : 0;
+}
 
 /* The hot code of an instruction is complete: its slow paths come back here. */
 void cold_end_insn(Trans *t) {
@@ -109,6 +114,46 @@ void emit_heat(Trans *t) {
     t->code->heat = t->jit->heat;
     asm_rm(&t->a, 0, MAP_1, 0xff, 1, rm_abs(&t->code->heat)); /* dec */
     cold_leave(t, asm_jcc(&t->a, 4, asm_here(&t->a)), t->b->rip, JIT_EXIT_HOT);
+}
+
+/* rcx = -1 in place of what fits, which goes home; RFLAGS stay. */
+static u8 *charge_keeping(Trans *t, unsigned n) {
+    Asm *a = &t->a;
+    Rm left = rm_abs(&t->c->jit_left), count = rm_abs(&t->c->icount);
+    asm_mov(a, R14, RCX);
+    asm_load(a, RCX, count);
+    asm_lea(a, RCX, rm_at(RCX, (i32)n));
+    asm_store(a, count, RCX);
+    asm_load(a, RCX, left);
+    asm_lea(a, RCX, rm_at(RCX, -(i32)n));
+    asm_store(a, left, RCX);
+    asm_imm(a, R15, 63);
+    asm_vex(a, 3, MAP_0F38, 1, 0xf7, RCX, R15, rm_reg(RCX)); /* shrx rcx, rcx, r15 */
+    put1(a, 0xe3), put1(a, 8);                               /* jrcxz */
+    asm_mov(a, RCX, R14);
+    put1(a, 0xe9), put4(a, 0);
+    u8 *site = a->p - 4;
+    asm_mov(a, RCX, R14);
+    return site;
+}
+
+void emit_charge(Trans *t) {
+    Asm *a = &t->a;
+    unsigned n = run_left(t);
+    u8 *site;
+    if (t->g->live) {
+        held_drop(t);
+        site = charge_keeping(t, n);
+    } else {
+        asm_rm(a, E_W, MAP_1, 0x83, 0, rm_abs(&t->c->icount)), put1(a, n);
+        asm_rm(a, E_W, MAP_1, 0x83, 5, rm_abs(&t->c->jit_left)), put1(a, n);
+        site = asm_jcc(a, 8, asm_here(a)); /* js */
+    }
+    cold_leave(t, site, guest_rip(t->g), JIT_EXIT_POLL);
+    last_exit(t)->undone = (u8)n;
+    u64 end = (u64)(t->g->in + n);
+    asm_rm(a, 0, MAP_1, 0xc7, 0, rm_abs(&t->c->run_end)), put4(a, end);
+    asm_rm(a, 0, MAP_1, 0xc7, 0, rm_abs((u32 *)&t->c->run_end + 1)), put4(a, end >> 32);
 }
 
 /* A jump or a call to where x leads. */

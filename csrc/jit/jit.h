@@ -29,6 +29,7 @@ typedef struct JitExit {
     u32 mode;                /* MODE_* of the guest there */
     bool listed;             /* in one of Jit.filled */
     bool shadow;             /* behind STI: the next instruction comes before any interrupt */
+    u8 undone;               /* instructions of the run that are counted but were not done */
     u32 fails;               /* of a group's check: how often its operands straddled pages or missed */
     struct JitCode *from;    /* what left, of exits that say why */
 } JitExit;
@@ -50,6 +51,7 @@ typedef struct JitCode {
     u32 heat; /* entries left until it becomes a region */
     JitPoint *points;
     u32 n_points;
+    u32 run; /* instructions of the straight run it begins with */
     struct JitMode *mode;
     u32 end; /* offset in the code cache */
 } JitCode;
@@ -96,7 +98,8 @@ typedef struct Jit {
     ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
     u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
     JitStats stats;
-    u32 heat; /* entries that make a block a region; 0: none do */
+    u32 heat;    /* entries that make a block a region; 0: none do */
+    bool counts; /* instructions: each run adds its own to Cpu.icount, and leaves if they are too many (CORE 15) */
     struct Lockstep *lockstep;
     Tally tally;
 } Jit;

@@ -176,13 +176,13 @@ void lockstep_entered(Cpu *c, const Insn *in) {
 static void interpret_some(Cpu *c, Lockstep *l, Block *b, u32 n) {
     c->jit->interpret = false;
     begin_block(l, b);
-    c->interp->running = b;
+    c->run_end = b->insn + b->n;
     for (const Insn *in = b->insn; in < b->insn + n; in++) {
         c->cur = in;
         c->r[R_RIP] += in->len;
         in->fn(c, in);
     }
-    c->interp->running = NULL;
+    c->run_end = NULL;
     end_run(l);
     l->done -= b->n - n;
 }

@@ -13,6 +13,20 @@ enum { HOT = 12, GROUP_FAILS = 200, TIMED = 16 };
 
 typedef u64 (*EnterFn)(Cpu *c, const u8 *code);
 
+static u64 budget_left(const Cpu *c) {
+    u64 left = c->interp->budget_end - c->icount;
+    return left <= INT64_MAX ? left : INT64_MAX;
+}
+
+/* Repeated instructions count by themselves; what follows in the run is not done if the handler leaves. */
+static void count_handler(Cpu *c, const Insn *in, bool left) {
+    if (left) {
+        c->icount -= (u64)(c->run_end - (in + 1));
+        c->run_end = NULL;
+    }
+    c->jit_left = (i64)budget_left(c);
+}
+
 /* A handler called by translated code. True: leave to the dispatcher, rip is set. */
 static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
     Jit *j = c->jit;
@@ -24,8 +38,9 @@ static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
     in->fn(c, in);
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
-    bool left = c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode;
+    bool left = c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode || c->leave_block;
     j->stats.exit_handler += left;
+    if (unlikely(j->counts)) count_handler(c, in, left);
     return left;
 }
 
@@ -124,14 +139,17 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     j->leave = false;
     j->stats.entered++;
     c->jit_cache = b->code->mode->cache;
-    c->icount += b->n; /* what is run by way of links goes uncounted */
+    if (j->counts) c->jit_left = (i64)budget_left(c);
+    else c->icount += b->n; /* what is run by way of links goes uncounted */
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
     c->cc = cc_from_ax((u16)c->jit_ax);
+    c->run_end = NULL;
     j->handled = !r;
     j->stats.exit_handled += !r;
     if (!r) return NULL;
     JitExit *x = (JitExit *)(r & ~(u64)JIT_EXIT_BITS);
     c->r[R_RIP] = x->rip;
+    c->icount -= x->undone;
     unsigned how = r & JIT_EXIT_BITS;
     j->stats.poll += how == JIT_EXIT_POLL;
     j->stats.exit_unlinked += !how;
@@ -160,10 +178,27 @@ void jit_run_block(Cpu *c) {
     }
 }
 
+/* Code that counts and code that does not are not mixed. */
+static void set_counting(Cpu *c) {
+    Jit *j = c->jit;
+    bool counts = machine_counts(c->machine) || c->interp->budget_end != ~0ull;
+    if (likely(counts == j->counts)) return;
+    j->counts = counts;
+    interp_flush_all(c);
+}
+
+/* Interpreted or translated: a region's first run may be shorter, or longer where the block was cut. */
+static bool fits_budget(const Cpu *c, const Block *b) {
+    if (likely(!c->jit->counts)) return true;
+    u32 n = b->code && b->code->run > b->n ? b->code->run : b->n;
+    return c->icount + n <= c->interp->budget_end;
+}
+
 void jit_run(Cpu *c) {
     Interp *it = c->interp;
     JitExit *from = NULL;
     interp_begin(c);
+    set_counting(c);
     jit_flushed(c);
     c->jit_fn[0] = (const void *)(log_on(LOG_HANDLER) ? run_handler_counted : run_handler);
     for (;;) {
@@ -177,7 +212,7 @@ void jit_run(Cpu *c) {
         }
         if (likely(!jit_wanted(c))) b = jit_find(c);
         if (unlikely(jit_flushed(c))) from = NULL;
-        if (unlikely(!b)) {
+        if (unlikely(!b) || !fits_budget(c, b)) {
             from = NULL;
             c->jit->interpret = false;
             if (shadow) cpu_pend(c, PEND_SHADOW);
@@ -189,12 +224,12 @@ void jit_run(Cpu *c) {
             if (!from) jit_cache_fill(c, b);
             else if (!log_on(LOG_NOCHAIN)) jit_link(c, from, b);
             from = jit_enter(c, b);
-            if (unlikely(c->halted)) return;
+            if (unlikely(c->halted) || unlikely(c->leave_block)) return;
             continue;
         }
         from = NULL;
         c->jit->interpret = false;
         interpret(c, b);
-        if (b->system && c->halted) return;
+        if ((b->system && c->halted) || unlikely(c->leave_block)) return;
     }
 }

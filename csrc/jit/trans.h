@@ -179,6 +179,10 @@ void region_join(Trans *t);
 void region_branch(Trans *t, unsigned cond, unsigned insn);
 bool direct_branch(const Insn *in); /* JMP, Jcc */
 
+/* translate.c: a straight run of instructions begins here; how many there are from here to its end */
+bool run_begins(const Trans *t, unsigned i);
+unsigned run_left(const Trans *t);
+
 /* control.c */
 void emit_goto(Trans *t, u64 rip, bool poll);
 void emit_goto_shadowed(Trans *t, u64 rip); /* no interrupt before its first instruction */
@@ -186,6 +190,7 @@ void emit_leave(Trans *t);                  /* to the dispatcher, rip is set */
 void emit_poll_here(Trans *t);              /* before the current instruction; clobbers RFLAGS */
 void emit_poll_for(Trans *t, u64 rip);      /* before going to rip; RFLAGS stay */
 void emit_heat(Trans *t);
+void emit_charge(Trans *t); /* counts the run that begins here */
 u64 branch_target(const Trans *t, const Guest *g);
 void x87_settle(Trans *t); /* stores the pointers of the last x87 instruction */
 void x87_store(Trans *t, const Insn *in, u64 next);

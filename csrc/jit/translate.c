@@ -66,23 +66,31 @@ static void emit_insn(Trans *t) {
     else emit_helper(t); /* REP: the next instruction follows when it is done */
 }
 
-static bool run_begins(const Trans *t, unsigned i) {
-    return !i || t->guest[i].label || t->guest[i - 1].in->flags & INF_END;
+bool run_begins(const Trans *t, unsigned i) { return !i || t->guest[i].label || t->guest[i - 1].in->flags & INF_END; }
+
+unsigned run_left(const Trans *t) {
+    unsigned end = t->i + 1;
+    while (end < t->n && !run_begins(t, end)) end++;
+    return end - t->i;
 }
 
 /* Lock-step follows every way into a translation, and through a region. A group goes on: r13 survives. */
 static void emit_announcement(Trans *t) {
     Announcement *x = jit_alloc(t->jit, sizeof *x);
-    unsigned end = t->i + 1;
-    while (end < t->n && !run_begins(t, end)) end++;
     u64 rip = guest_rip(t->g);
     x->insn.fn = lockstep_entered;
-    x->run = (Run){.block = t->b, .insn = t->g->in, .rip = rip, .n = end - t->i};
+    x->run = (Run){.block = t->b, .insn = t->g->in, .rip = rip, .n = run_left(t)};
     x->live = t->g->live;
     held_drop(t);
     asm_imm(&t->a, R15, (u64)&x->insn);
     asm_imm(&t->a, R14, rip);
     asm_call(&t->a, (u64)t->jit->helper);
+}
+
+static void emit_run_begin(Trans *t) {
+    if (!t->i) t->code->run = run_left(t);
+    if (unlikely(t->jit->lockstep)) emit_announcement(t);
+    if (t->jit->counts) emit_charge(t);
 }
 
 static bool finish(Trans *t) {
@@ -110,7 +118,7 @@ static void emit_guest(Trans *t) {
     t->mode_after = t->b->mode;
     if (t->g->label || !only_registers(t->g)) held_flush(t);
     region_label(t);
-    if (unlikely(t->jit->lockstep) && !t->ended && run_begins(t, t->i)) emit_announcement(t);
+    if (!t->ended && run_begins(t, t->i)) emit_run_begin(t);
     t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
     if (t->ended) return; /* nothing leads here */
     group_open(t);

@@ -99,9 +99,10 @@ static void sleep_halted(Cpu *c) {
     guest_enter(c);
 }
 
-/* Budgets and traces want every instruction counted or seen: those are interpreted. */
+/* Traces want every instruction seen: those are interpreted. Lock-step counts in its own way. */
 static bool translates(const Cpu *c, u64 stop) {
-    return c->accel == ACCEL_DBT && stop == ~0ull && !c->machine->clock->counted && !log_on(LOG_EXEC | LOG_CPU);
+    if (c->accel != ACCEL_DBT || log_on(LOG_EXEC | LOG_CPU)) return false;
+    return !c->machine->lockstep || (stop == ~0ull && !machine_counts(c->machine));
 }
 
 int vcpu_run_guest(Cpu *c, u64 stop) {

@@ -1,5 +1,5 @@
-"""What translated code must get right beyond single instructions: guest programs that run without a budget, which would
-have them interpreted."""
+"""What translated code must get right beyond single instructions: guest programs that run without a budget, whose code
+would count instructions."""
 
 from __future__ import annotations
 

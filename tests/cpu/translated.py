@@ -1,4 +1,4 @@
-"""Guest programs that run without a budget, which would have them interpreted: until they write to DONE_PORT."""
+"""Guest programs that run without a budget, whose code would count instructions: until they write to DONE_PORT."""
 
 from __future__ import annotations
 
