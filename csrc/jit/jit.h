@@ -17,6 +17,7 @@
 
 #define JIT_MODES      16
 #define JIT_CACHE_SIZE 16384u /* entries of one mode's jump cache */
+#define JIT_PAGES      32768u
 
 typedef struct JitExit {
     const u8 *code;          /* where it leads: its stub, or the target */
@@ -95,8 +96,8 @@ typedef struct Jit {
     u32 n_modes;
     JitCode **codes; /* by address, for host faults */
     u32 n_codes;
-    ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
-    u64 pages[64];      /* bit hash(page): code of this linear page may be in a jump cache or reached by an exit */
+    ExitList filled[2];   /* cross-page exits in use: to non-global, to global pages */
+    u32 pages[JIT_PAGES]; /* by hash(linear page): jump-cache entries and listed exits that lead there */
     JitStats stats;
     u32 heat;    /* entries that make a block a region; 0: none do */
     bool counts; /* instructions: each run adds its own to Cpu.icount, and leaves if they are too many (CORE 15) */

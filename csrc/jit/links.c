@@ -31,9 +31,10 @@ static void exit_reset(Jit *j, JitExit *x) {
     unlink_exit(j, x);
 }
 
-static unsigned page_bit(u64 rip) { return (unsigned)((rip >> PAGE_BITS ^ rip >> 24) & 4095); }
-static void page_note(Jit *j, u64 rip) { j->pages[page_bit(rip) / 64] |= BIT(page_bit(rip) % 64); }
-static bool page_maybe(const Jit *j, u64 rip) { return j->pages[page_bit(rip) / 64] >> page_bit(rip) % 64 & 1; }
+/* Most pages that a guest flushes hold no code: a look at the count tells. */
+static u32 *page_count(Jit *j, u64 rip) { return &j->pages[(rip >> PAGE_BITS ^ rip >> 27) & (JIT_PAGES - 1)]; }
+static void page_note(Jit *j, u64 rip) { ++*page_count(j, rip); }
+static void page_forget(Jit *j, u64 rip) { --*page_count(j, rip); }
 
 static bool page_global(Cpu *c, u64 lin) {
     const L2Entry *e = l2_find(c, lin);
@@ -57,15 +58,20 @@ static void list_add(Cpu *c, ExitList *l, JitExit *x) {
     }
     l->v[l->n++] = x;
     x->listed = true;
+    page_note(c->jit, x->rip);
+    page_note(c->jit, x->second);
 }
 
 void jit_link(Cpu *c, JitExit *x, Block *b) {
     Jit *j = c->jit;
     if (x->to || x->rip != b->rip) return;
     if (!x->site) {
-        page_note(j, b->rip);
-        x->second = b->ram_off2 == ~0ull ? b->rip : b->rip + PAGE_SIZE;
-        page_note(j, x->second);
+        u64 second = b->ram_off2 == ~0ull ? b->rip : b->rip + PAGE_SIZE;
+        if (x->listed) { /* before this it led to a block of another length */
+            page_forget(j, x->second);
+            page_note(j, second);
+        }
+        x->second = second;
         if (!x->listed) list_add(c, &j->filled[block_global(c, b)], x);
         if (!x->listed) return; /* no memory to remember it */
     } else if (b->ram_off2 != ~0ull) {
@@ -87,7 +93,11 @@ static JitMode *mode_of(Jit *j, u32 mode) {
     return NULL;
 }
 
-static void entry_clear(Jit *j, JitMode *m, u32 i) { m->cache[i] = j->target_missed; }
+static void entry_clear(Jit *j, JitMode *m, u32 i) {
+    if (m->cache[i] == j->target_missed) return;
+    m->cache[i] = j->target_missed;
+    page_forget(j, m->rip[i]);
+}
 
 void jit_cache_fill(Cpu *c, Block *b) {
     Jit *j = c->jit;
@@ -98,6 +108,7 @@ void jit_cache_fill(Cpu *c, Block *b) {
         if (m->n_filled == JIT_CACHE_SIZE) return;
         m->filled[m->n_filled++] = (u16)index;
     }
+    entry_clear(j, m, index);
     m->cache[index] = b->code->found;
     m->rip[index] = b->rip;
     page_note(j, b->rip);
@@ -127,6 +138,8 @@ static bool in_range(u64 rip, u64 base, u64 size) { return (rip & PAGE_MASK) - b
 static void flush_list(Jit *j, ExitList *l) {
     for (u32 i = 0; i < l->n; i++) {
         l->v[i]->listed = false;
+        page_forget(j, l->v[i]->rip);
+        page_forget(j, l->v[i]->second);
         exit_reset(j, l->v[i]);
     }
     l->n = 0;
@@ -148,15 +161,16 @@ static void flush_caches(Jit *j, bool all) {
     }
 }
 
+/* A page's entries lie together. */
 static void flush_range_of_caches(Jit *j, u64 base, u64 size) {
+    u32 first = size > PAGE_SIZE ? 0 : jump_index(base), n = size > PAGE_SIZE ? JIT_CACHE_SIZE : (u32)PAGE_SIZE;
     for (u32 k = 0; k < j->n_modes; k++)
-        for (u32 i = 0; i < JIT_CACHE_SIZE; i++)
+        for (u32 i = first; i < first + n; i++)
             if (in_range(j->modes[k]->rip[i], base, size)) entry_clear(j, j->modes[k], i);
 }
 
 static void flush_range(Jit *j, u64 base, u64 size) {
-    bool any = size > PAGE_SIZE || page_maybe(j, base);
-    if (!any) return;
+    if (size <= PAGE_SIZE && !*page_count(j, base)) return;
     flush_range_of_list(j, &j->filled[0], base, size);
     flush_range_of_list(j, &j->filled[1], base, size);
     flush_range_of_caches(j, base, size);
