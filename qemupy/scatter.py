@@ -15,6 +15,7 @@ from qemupy._core import ffi, lib
 
 _WORDS = struct.Struct("=QQ")  # an entry of a table: address and size
 PIECE = _WORDS.size
+_PRD_HEAD = struct.Struct("=QQQ")
 
 
 def words(data: bytes | bytearray) -> object:
@@ -30,6 +31,15 @@ def table(pieces: Iterable[tuple[int, int]]) -> bytes:
 def pairs(table: bytes) -> Iterator[tuple[int, int]]:
     """The reverse of `table`."""
     return _WORDS.iter_unpack(table)
+
+
+def descriptors(data: bytes, wanted: int) -> tuple[bytes, int, bool]:
+    """A bus master's descriptors (csrc/base/prd.h) up to the end mark or until there is room for `wanted` bytes, as
+    `table` packs them; the bytes they have room for; was there the end mark?"""
+    out = bytearray(_PRD_HEAD.size + len(data) // 8 * PIECE)
+    lib.qpy_prd_pairs(words(data), len(data) // 8, wanted, words(out))
+    count, room, ended = _PRD_HEAD.unpack_from(out)
+    return bytes(memoryview(out)[_PRD_HEAD.size : _PRD_HEAD.size + count * PIECE]), room, bool(ended)
 
 
 class Scatter(Sequence[memoryview]):

@@ -4,6 +4,7 @@
 #include "base/bql.h"
 #include "base/iov.h"
 #include "base/log.h"
+#include "base/prd.h"
 #include "cpu/model.h"
 #include "jit/lockstep.h"
 #include "memory/pagein.h"
@@ -132,6 +133,11 @@ int qpy_iov_write(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) 
 }
 uint64_t qpy_iov_read_cached(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) {
     return iov_read_cached(fd, offset, (const struct iovec *)iov, count);
+}
+void qpy_prd_pairs(const uint64_t *prd, uint32_t count, uint64_t wanted, uint64_t *out) {
+    bool ended;
+    out[0] = prd_pairs(prd, count, wanted, out + 3, &out[1], &ended);
+    out[2] = ended;
 }
 
 void qpy_dirty_log(QpyMachine *m, int client, uint64_t ram_off, uint64_t size, int on) {

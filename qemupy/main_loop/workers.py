@@ -17,6 +17,8 @@ _Job = Callable[[], None]
 class Workers:
     """`submit(job, done)` runs `job` on a worker and then `done(result)` in the main loop. Threads start on demand."""
 
+    timed = False  # when `done` comes does not depend on the host
+
     def __init__(self, loop: MainLoop, limit: int = 32) -> None:
         self._loop = loop
         self._limit = limit
@@ -69,6 +71,7 @@ class TimedWorkers(Workers):
     """Jobs for a guest whose clock counts instructions: `done` comes at a virtual time fixed by `submit`, however long
     the host takes, so that a guest with a disk runs the same way every time. A job that is late holds up the guest."""
 
+    timed = True
     LATENCY_NS = 100_000  # about what a solid-state disk takes
 
     def __init__(self, loop: MainLoop, clock: Clock) -> None:

@@ -41,6 +41,28 @@ def test_vectors(host: Host, image: Path) -> None:
     assert host.wait((drive.readv, 10000, back)) == [0] and b"".join(back) == b"".join(many)
 
 
+def test_reads_of_what_the_host_has_in_memory(host: Host, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Done when the call returns, and counted; refused where a request would fail, wait or be timed."""
+    drive = host.drive(f"file={image},format=raw")
+    try:
+        with image.open("rb") as file:
+            os.preadv(file.fileno(), [bytearray(len(image.read_bytes()))], 0, os.RWF_NOWAIT)
+    except OSError:
+        pytest.skip("this file system does not say what is in memory")
+    first, second = bytearray(300), bytearray(200)
+    with host.loop.bql:
+        assert drive.read_now(100, [memoryview(first), memoryview(second)])
+        assert first + second == image.read_bytes()[100:600]
+        assert drive.counts.describe().startswith("rd_bytes=500 wr_bytes=0 rd_operations=1 ")
+        assert not drive.read_now(drive.length - 100, [memoryview(first)])
+        drive.hold()
+        assert not drive.read_now(0, [memoryview(first)])
+        drive.resume()
+        monkeypatch.setattr(host.workers, "timed", True)
+        assert not drive.read_now(0, [memoryview(first)])
+    assert drive.counts.operations["rd"] == 1
+
+
 def test_readonly_and_odd_length(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "odd"
     path.write_bytes(b"x" * 700)

@@ -362,6 +362,21 @@ def test_the_drive_is_busy_until_abandoned_dma_is_over(rig: Rig) -> None:
     assert rig.status() == ata.READY
 
 
+def test_dma_of_cached_data_is_over_at_once(rig: Rig) -> None:
+    """What the backend has in memory is there, announced, with its interrupt, when the engine has been started."""
+    rig.image.cached = True
+    rig.command(ata.READ_DMA, 10, 5)
+    assert not rig.channel.irq.level
+    rig.start_dma([(0x4000, 512), (0x6000, 2048)], True)
+    assert not rig.image.queue and rig.channel.irq.level and rig.bm.read(2, 1) == 4
+    assert rig.dma.landings == [(0x4000, 512), (0x6000, 2048)]
+    assert rig.dma.read(0x4000, 512) + rig.dma.read(0x6000, 2048) == b"".join(sector(n) for n in range(10, 15))
+    assert rig.status() == ata.READY and rig.address() & 0xFFFFFF == 14 and not rig.channel.irq.level
+    rig.command(ata.WRITE_DMA, 20, 1)
+    rig.start_dma([(0x4000, 512)], False)
+    assert rig.status() & ata.BSY and len(rig.image.queue) == 1
+
+
 def test_long_descriptor_tables(rig: Rig) -> None:
     """More descriptors than are read at once."""
     rig.command(ata.WRITE_DMA, 100, 128)

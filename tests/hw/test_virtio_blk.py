@@ -166,6 +166,24 @@ def test_data_in_guest_memory_is_announced(make: Make) -> None:
     assert {n for n, byte in enumerate(dirty) if byte} == pages
 
 
+def test_cached_reads_are_answered_in_the_same_turn_up_to_a_limit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied while nobody else is served is bounded; the rest goes the usual way."""
+    monkeypatch.setattr(blk, "AT_ONCE", 3072)
+    board = make()
+    driver = start_modern(board, 0, size=64)
+    medium(board).cached = True
+    for slot in range(3):
+        ask(driver, blk.IN, 2 * slot, [(DATA + 4096 * slot, 1024 * (slot + 1), WRITE)], slot)
+    board.memory.write(BAR_MODERN + 0x3000, 2, 0)
+    board.host.turn()
+    assert [status(board, slot) for slot in range(3)] == [blk.OK, blk.OK, 0xEE] and len(medium(board).queue) == 1
+    medium(board).run()
+    for slot in range(3):
+        assert board.read(DATA + 4096 * slot, 1024 * (slot + 1)) == medium(board).data[
+            1024 * slot : 1024 * slot + 1024 * (slot + 1)]  # fmt: skip
+    assert driver.answers() == [(0, 1025), (8, 2049), (16, 3073)]
+
+
 def test_indirect_descriptors_and_odd_layouts(make: Make) -> None:
     """Header and status share descriptors with data, and are cut in two (ANY_LAYOUT)."""
     board = make()

@@ -1,6 +1,7 @@
 """Scatter-gather lists over the memory of a real core: joined, cut, read and written, announced."""
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from qemupy._core import lib
 
 from qemupy.memory import AddressSpace, GuestRam, MemoryRegion
 from qemupy.memory.core import DirtyClient
-from qemupy.scatter import Scatter, cut, pairs, table, total
+from qemupy.scatter import Scatter, cut, descriptors, pairs, table, total
 from qemupy.vcpu.interp import InterpAccel
 
 PAGE = 4096
@@ -97,3 +98,15 @@ def test_landing_marks_pages(memory: Memory) -> None:
     dirty = memory.core.dirty_fetch(DirtyClient.MIGRATION)
     assert [n for n, flag in enumerate(dirty) if flag] == [3, 4, 9]
     assert list(pairs(pieces))[1] == (PAGE * 4, 1)
+
+
+def test_descriptors_of_a_bus_master() -> None:
+    """Reserved bits do not count; a count of 0 is 64 KiB."""
+    words = struct.pack("<IIIIIIII", 0x1001, 0x200, 0x2000, 0x7FFF0001, 0x3000, 0x80000010, 0x4000, 0x20)
+    found, room, ended = descriptors(words, 1 << 20)
+    assert list(pairs(found)) == [(0x1000, 0x200), (0x2000, 0x10000), (0x3000, 0x10)]
+    assert room == 0x10210 and ended
+    found, room, ended = descriptors(words, 0x201)
+    assert list(pairs(found)) == [(0x1000, 0x200), (0x2000, 0x10000)] and room == 0x10200 and not ended
+    assert descriptors(words[:8], 1 << 20) == (table([(0x1000, 0x200)]), 0x200, False)
+    assert descriptors(words[24:], 0x20) == (table([(0x4000, 0x20)]), 0x20, False)

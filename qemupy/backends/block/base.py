@@ -3,7 +3,7 @@
 Requests are asynchronous: a call starts one and returns; `done(error)` is called later from the main loop with the BQL
 held, never from inside the call. `error` is 0 or an errno. Offsets and lengths are bytes; a request beyond the end
 completes with EINVAL. Requests of one backend may complete in any order, as on real hardware with queues; a flush
-covers the writes that completed before it was issued.
+covers the writes that completed before it was issued. `read_now` alone is over when it returns.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ class BlockBackend(Protocol):
     def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
         """Like `read`, into several buffers in order: guest memory without a copy."""
 
+    def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """Fill the buffers if that takes no waiting: nobody is called, the request is done. False: nothing was done,
+        though the buffers may have changed; use `readv`. The caller holds everybody up meanwhile: some 0.2 ms for a
+        megabyte."""
+
     def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None: ...
 
     def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:
@@ -62,6 +67,7 @@ class MemoryBlock:
         self.inserted = True
         self.queue: list[tuple[Completion, int]] = []
         self.fail_next = 0
+        self.cached = False  # reads need no waiting
         self.flushes = 0
         self._changed: list[Callable[[], None]] = []
 
@@ -111,6 +117,13 @@ class MemoryBlock:
         for buffer in buffers:
             buffer[:] = data[at : at + len(buffer)]
             at += len(buffer)
+
+    def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        if self.cached and not self.fail_next:
+            self.readv(offset, buffers, lambda error: None)
+            self.queue.pop()
+            return True
+        return False
 
     def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
         self.write(offset, b"".join(buffers), done)

@@ -227,6 +227,11 @@ class AtaDisk(SmartMixin):
         self.status = ata.READY | ata.DRQ | ata.BSY
         assert self.channel is not None and self.channel.engine is not None
         transfer = self.channel.engine.transfer(self._next_chunk(DMA_CHUNK) * SECTOR, self.phase == DMA_IN)
+        if self.phase == DMA_IN and self.chunk == self.remaining and self.block.read_now(self.lba * SECTOR,
+                                                                                         transfer.views):  # fmt: skip
+            transfer.landed()
+            self._dma_done(transfer, 0)
+            return
         done = self.landing(transfer, lambda error: self._dma_done(transfer, error))
         if self.phase == DMA_IN:
             self.block.readv(self.lba * SECTOR, transfer.views, done)

@@ -7,8 +7,6 @@ by ones) and the address of a table of descriptors (address, 16-bit count where 
 
 from __future__ import annotations
 
-import struct
-from array import array
 from typing import ClassVar
 
 from qemupy.hw.block.ide import IdeChannel
@@ -17,13 +15,11 @@ from qemupy.hw.core.fields import nested_list
 from qemupy.hw.core.registry import register
 from qemupy.hw.pci.device import PciDevice
 from qemupy.memory import MemoryRegion
-from qemupy.scatter import cut_table
+from qemupy.scatter import cut_table, descriptors
 
 START, TO_MEMORY = 0x01, 0x08
 ACTIVE, ERROR, INTERRUPT = 0x01, 0x02, 0x04
-END_MARK = 0x8000  # in the last 16 bits of a descriptor
-TABLE_PART = 512  # bytes of the table read at once
-DEFINED_BITS = int.from_bytes(struct.pack("<IHH", 0xFFFFFFFE, 0xFFFE, END_MARK) * (TABLE_PART // 8), "little")
+PAGE = 4096
 
 
 class MemoryTransfer:
@@ -62,34 +58,19 @@ class BusMaster(State):
         return bool(self.status & ACTIVE) and self.function is not None and self.function.is_master
 
     def open(self, size: int) -> int:
-        addresses, lengths, ended = self._descriptors(size)
-        words = array("Q", bytes(16 * len(addresses)))
-        words[0::2], words[1::2] = addresses, lengths
-        self.pieces, self.position = words.tobytes(), 0
-        self.room = sum(lengths)
+        """The table does not cross 64 KiB."""
+        assert self.dma is not None
+        at, part = self.table & ~3, (size // PAGE + 2) * 8  # as many as pages, usually
+        self.pieces, self.position, self.room, ended = b"", 0, 0, False
+        end = at + 0x10000
+        while at < end and self.room < size and not ended:
+            data = self.dma.read(at, min(part, end - at))
+            pieces, room, ended = descriptors(data, size - self.room)
+            self.pieces += pieces
+            self.room += room
+            at += len(data)
         self._spare = self.room > size or not ended
         return min(self.room, size)
-
-    def _descriptors(self, size: int) -> tuple[array[int], array[int], bool]:
-        """Addresses and lengths of a table, which does not cross 64 KiB, up to its end mark or until there is room for
-        `size` bytes; was there an end mark? Whole arrays at once: a request has a descriptor for each of its pages."""
-        assert self.dma is not None
-        addresses, lengths, room = array("Q"), array("Q"), 0
-        at = self.table & ~3
-        for start in range(at, at + 0x10000, TABLE_PART):
-            defined = int.from_bytes(self.dma.read(start, TABLE_PART), "little") & DEFINED_BITS
-            words, halves = (array(code, defined.to_bytes(TABLE_PART, "little")) for code in "IH")
-            counts, marks = halves[2::4], halves[3::4]
-            used = marks.index(END_MARK) + 1 if END_MARK in marks else len(marks)
-            addresses.extend(array("Q", words[0 : 2 * used : 2]))
-            part = array("Q", counts[:used])
-            if 0 in part:
-                part = array("Q", [count or 0x10000 for count in part])
-            lengths.extend(part)
-            room += sum(part)
-            if END_MARK in marks or room >= size:
-                return addresses, lengths, END_MARK in marks
-        return addresses, lengths, False
 
     def transfer(self, size: int, to_memory: bool) -> MemoryTransfer:
         return MemoryTransfer(self, size, to_memory)

@@ -13,9 +13,10 @@ from typing import ClassVar
 from qemupy.backends.block.base import BlockBackend
 from qemupy.errors import ConfigError
 from qemupy.hw.block.ata_disk import guess_geometry
-from qemupy.hw.core import boolean, prop, register
+from qemupy.hw.core import boolean, prop, register, transient
 from qemupy.hw.virtio import VirtioDevice, VirtioPci, VirtQueue
 from qemupy.memory.virtqueue import MAX_SIZE, Chain
+from qemupy.scatter import Scatter
 
 F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH = 1 << 2, 1 << 4, 1 << 5, 1 << 6, 1 << 9
 F_TOPOLOGY, F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14
@@ -32,6 +33,7 @@ CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
 WCE_AT = 32
 MAX_QUEUES = 1024
 MAX_BLOCK = 2 << 20
+AT_ONCE = 1 << 20  # bytes read from the host's memory in one turn; the main loop serves nobody else meanwhile
 GUEST_LIMIT = 0x3FFFFF  # sectors of one discard or write-zeroes
 
 
@@ -56,6 +58,7 @@ class VirtioBlk(VirtioDevice):
     max_discard_sectors: int = prop(default=GUEST_LIMIT, help="sectors of one DISCARD")
     max_write_zeroes_sectors: int = prop(default=GUEST_LIMIT, help="sectors of one WRITE ZEROES")
     wce: bool = boolean(reset=True)  # the write cache is on
+    _at_once: int = transient(0)  # bytes that may still be read in this turn of the main loop
 
     def queue_sizes(self) -> list[int]:
         return [self.queue_size] * self.num_queues
@@ -116,6 +119,10 @@ class VirtioBlk(VirtioDevice):
 
     # Requests
 
+    def serve(self, queue: VirtQueue) -> None:
+        self._at_once = AT_ONCE
+        super().serve(queue)
+
     def handle(self, queue: VirtQueue, chain: Chain) -> None:
         readable, writable = chain.readable, chain.writable
         if not readable or not writable:
@@ -131,7 +138,7 @@ class VirtioBlk(VirtioDevice):
         if kind == IN:
             data = writable.cut(0, writable.size - 1)
             if request.in_range(sector, data.size):
-                self.block.readv(sector * SECTOR, data, self.guarded(request.done))
+                self._read(request, sector * SECTOR, data)
         elif kind == OUT:
             data = readable.cut(HEADER.size, readable.size)
             if request.in_range(sector, data.size):
@@ -145,6 +152,13 @@ class VirtioBlk(VirtioDevice):
             self._change_range(request, kind, b"".join(readable.cut(HEADER.size, RANGE.size + 1)))
         else:
             request.finish(UNSUPP)
+
+    def _read(self, request: Request, offset: int, data: Scatter) -> None:
+        if data.size <= self._at_once and self.block.read_now(offset, data):
+            self._at_once -= data.size
+            request.finish(OK)
+        else:
+            self.block.readv(offset, data, self.guarded(request.done))
 
     def _malformed(self, queue: VirtQueue, why: str) -> None:
         queue.in_flight -= 1
