@@ -100,6 +100,13 @@ def _check(result: int) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
+def join(parts: Sequence[Scatter]) -> Scatter:
+    """One after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Scatter(b"".join(part.table for part in parts), sum(part.size for part in parts))
+
+
 def total(buffers: Sequence[memoryview]) -> int:
     """Bytes of all pieces."""
     if isinstance(buffers, Scatter):

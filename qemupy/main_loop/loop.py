@@ -38,6 +38,7 @@ class MainLoop:
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._running = False
         self._sleepy = False  # goes to sleep, or sleeps
+        self._awaited = False  # by somebody who turns the loop until something has happened
         self.realtime = RealtimeClock(self._heap())
         self.host = HostClock(self._heap())
         self.virtual = VirtualClock(self._heap())
@@ -59,6 +60,13 @@ class MainLoop:
         """Run `call` in the loop soon. From any thread, with or without the BQL."""
         self._posted.append(call)
         self._wake_if_elsewhere()
+
+    def call_here(self, call: Callable[[], None]) -> None:
+        """Call it as the loop would, but on this thread and at once. From threads that have not got the BQL."""
+        with self.bql:
+            self._guard(call)
+            if self._awaited:
+                self._wake_if_elsewhere()
 
     def _wake_if_elsewhere(self) -> None:
         """A loop that is awake looks at its calls and timers before it sleeps, and says so before it looks."""
@@ -133,7 +141,7 @@ class MainLoop:
 
     def iterate(self, timeout_ns: int | None = 0) -> None:
         """One turn, with the BQL held: sleep at most `timeout_ns` without it, then run what is due."""
-        self._sleepy = True
+        self._sleepy, self._awaited = True, timeout_ns is not None
         sleep = self._sleep_time(timeout_ns)
         self.bql.release()
         try:

@@ -1,4 +1,4 @@
-"""Worker threads for blocking host calls. Jobs touch buffers and descriptors, never devices."""
+"""Worker threads for blocking host calls. Jobs touch buffers and descriptors, never devices; what follows one may."""
 
 from __future__ import annotations
 
@@ -37,6 +37,23 @@ class Workers:
         def run() -> None:
             result = job()
             self._loop.post(lambda: finish(result))
+
+        self._enqueue(run)
+
+    def request(self, job: Callable[[], int], done: Callable[[int], None]) -> None:
+        """A disk request: `job` answers 0 or an errno. `done(0)` is called on the worker, with the BQL, which spares a
+        change of thread; an error, which may stop the machine, is for the main loop."""
+        self.in_flight += 1
+
+        def finish(error: int) -> None:
+            self.in_flight -= 1
+            done(error)
+
+        def run() -> None:
+            if error := job():
+                self._loop.post(lambda: finish(error))
+            else:
+                self._loop.call_here(lambda: finish(0))
 
         self._enqueue(run)
 
@@ -91,6 +108,8 @@ class TimedWorkers(Workers):
 
         self._enqueue(lambda: results.put(job()))
         self.soon(finish)
+
+    request = submit
 
     def soon(self, call: Callable[[], None]) -> None:
         number = self._asked = self._asked + 1

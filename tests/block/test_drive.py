@@ -41,6 +41,13 @@ def test_vectors(host: Host, image: Path) -> None:
     assert host.wait((drive.readv, 10000, back)) == [0] and b"".join(back) == b"".join(many)
 
 
+def test_merged_requests_are_counted_each(host: Host, image: Path) -> None:
+    drive = host.drive(f"file={image},format=raw")
+    assert host.wait((lambda done: drive.writev(0, [memoryview(b"x" * 1536)], done, 2),)) == [0]
+    counts = drive.counts.describe()
+    assert " wr_operations=3 " in counts and " wr_merged=2 " in counts and " rd_merged=0 " in counts
+
+
 def test_reads_of_what_the_host_has_in_memory(host: Host, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Done when the call returns, and counted; refused where a request would fail, wait or be timed."""
     drive = host.drive(f"file={image},format=raw")

@@ -184,6 +184,54 @@ def test_cached_reads_are_answered_in_the_same_turn_up_to_a_limit(make: Make, mo
     assert driver.answers() == [(0, 1025), (8, 2049), (16, 3073)]
 
 
+def test_neighbouring_requests_become_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of one kind, in order, without gaps, and up to a limit; what lies between starts them."""
+    monkeypatch.setattr(blk, "MERGED", 2048)
+    board = make()
+    driver = start_modern(board, 0, size=128)
+    seen: list[tuple[str, int, int, int]] = []
+    block = medium(board)
+    readv, writev = block.readv, block.writev
+    monkeypatch.setattr(block, "readv", lambda at, data, done, merged=0: (
+        seen.append(("r", at, data.size, merged)), readv(at, data, done)))  # fmt: skip
+    monkeypatch.setattr(block, "writev", lambda at, data, done, merged=0: (
+        seen.append(("w", at, data.size, merged)), writev(at, data, done)))  # fmt: skip
+    content = random.Random(2).randbytes(16 * 512)
+    board.store(DATA, content)
+    requests = [(blk.OUT, 4), (blk.OUT, 5), (blk.OUT, 6), (blk.OUT, 7), (blk.OUT, 8), (blk.OUT, 10), (blk.IN, 11),
+                (blk.IN, 12), (blk.FLUSH, 0), (blk.IN, 13), (blk.OUT, 14)]  # fmt: skip
+    for slot, (kind, at) in enumerate(requests):
+        ask(driver, kind, at, [(DATA + 512 * at, 512, WRITE if kind == blk.IN else 0)] if at else [], slot)
+    ring(board)
+    assert seen == [("w", 2048, 2048, 3), ("w", 4096, 512, 0), ("w", 5120, 512, 0), ("r", 5632, 1024, 1),
+                    ("r", 6656, 512, 0), ("w", 7168, 512, 0)]  # fmt: skip
+    assert [status(board, slot) for slot in range(len(requests))] == [blk.OK] * len(requests)
+    assert block.data[2048:4608] == content[2048:4608] and block.data[5120:5632] == content[5120:5632]
+    assert board.read(DATA + 5632, 1536) == block.data[5632:7168]
+    assert sorted(driver.answers()) == [(8 * n, 513 if kind == blk.IN else 1) for n, (kind, _) in enumerate(requests)]
+
+
+def test_of_neighbouring_requests_the_bad_one_fails(make: Make) -> None:
+    board = make()
+    driver = start_modern(board, 0, size=64)
+    block = medium(board)
+    writev = block.writev
+
+    def broken(at: int, data: Any, done: Callable[[int], None], merged: int = 0) -> None:
+        if at <= 5 * 512 < at + data.size:
+            block.queue.append((done, errno.EIO))
+        else:
+            writev(at, data, done)
+
+    block.writev = broken  # type: ignore[method-assign]
+    board.store(DATA, b"w" * 1536)
+    for slot in range(3):
+        ask(driver, blk.OUT, 4 + slot, [(DATA + 512 * slot, 512, 0)], slot)
+    ring(board)
+    assert [status(board, slot) for slot in range(3)] == [blk.OK, blk.IOERR, blk.OK]
+    assert block.data[2048:2560] == block.data[3072:3584] == b"w" * 512 != block.data[2560:3072]
+
+
 def test_indirect_descriptors_and_odd_layouts(make: Make) -> None:
     """Header and status share descriptors with data, and are cut in two (ANY_LAYOUT)."""
     board = make()

@@ -147,6 +147,37 @@ def test_workers_answer_in_the_loop(loop: MainLoop) -> None:
     workers.stop()
 
 
+def test_disk_requests_complete_on_their_worker(loop: MainLoop) -> None:
+    """With the BQL; who turns the loop until one is done does not wait for its time to be over. Errors come from the
+    loop, and what a completion raises goes where the loop's own callbacks' does."""
+    workers, got = Workers(loop), list[tuple[int, int]]()
+    here, failed = threading.get_ident(), list[BaseException]()
+    loop.on_exception = failed.append
+
+    def done(error: int) -> None:
+        assert loop.bql._lock.locked()  # type: ignore[attr-defined]
+        got.append((error, threading.get_ident()))
+        if error == 0 and len(got) == 2:
+            raise KeyError("a device")
+
+    begin = threading.Event()
+    with loop.bql:
+        for n in range(2):
+            workers.request(lambda: 0 if begin.wait(5) else 1, done)
+            threading.Timer(0.05, begin.set).start()
+            before = time.monotonic()
+            while len(got) == n:
+                loop.iterate(2_000_000_000)
+            assert time.monotonic() - before < 1
+        assert [error for error, _ in got] == [0, 0] and here not in {thread for _, thread in got}
+        assert workers.in_flight == 0 and [type(e) for e in failed] == [KeyError]
+        workers.request(lambda: 5, done)
+        while len(got) == 2:
+            loop.iterate(50_000_000)
+    assert got[2] == (5, here)
+    workers.stop()
+
+
 def test_quit_from_a_callback_and_from_a_thread(loop: MainLoop) -> None:
     loop.post(loop.quit)
     loop.run()

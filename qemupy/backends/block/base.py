@@ -1,9 +1,9 @@
 """The Protocol between a disk device and the bytes of its medium.
 
-Requests are asynchronous: a call starts one and returns; `done(error)` is called later from the main loop with the BQL
-held, never from inside the call. `error` is 0 or an errno. Offsets and lengths are bytes; a request beyond the end
-completes with EINVAL. Requests of one backend may complete in any order, as on real hardware with queues; a flush
-covers the writes that completed before it was issued. `read_now` alone is over when it returns.
+Requests are asynchronous: a call starts one and returns; `done(error)` is called later with the BQL held, from the main
+loop or a worker, never from inside the call. `error` is 0 or an errno. Offsets and lengths are bytes; a request beyond
+the end completes with EINVAL. Requests of one backend may complete in any order, as on real hardware with queues; a
+flush covers the writes that completed before it was issued. `read_now` alone is over when it returns.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ class BlockBackend(Protocol):
     def write(self, offset: int, data: bytes | bytearray | memoryview, done: Completion) -> None:
         """`data` must not change until `done`."""
 
-    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
-        """Like `read`, into several buffers in order: guest memory without a copy."""
+    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion, merged: int = 0) -> None:
+        """Like `read`, into several buffers in order: guest memory without a copy. `merged`: how many more requests of
+        the guest this one stands for."""
 
-    def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+    def read_now(self, offset: int, buffers: Sequence[memoryview], merged: int = 0) -> bool:
         """Fill the buffers if that takes no waiting: nobody is called, the request is done. False: nothing was done,
         though the buffers may have changed; use `readv`. The caller holds everybody up meanwhile: some 0.2 ms for a
         megabyte."""
 
-    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None: ...
+    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion, merged: int = 0) -> None: ...
 
     def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:
         """The range reads as zeroes; with `unmap` its space may be given back to the host."""
@@ -110,7 +111,7 @@ class MemoryBlock:
             self.data[offset : offset + len(data)] = data
         self.queue.append((done, error))
 
-    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion, merged: int = 0) -> None:
         data = bytearray(total(buffers))
         self.read(offset, data, done)
         at = 0
@@ -118,14 +119,14 @@ class MemoryBlock:
             buffer[:] = data[at : at + len(buffer)]
             at += len(buffer)
 
-    def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+    def read_now(self, offset: int, buffers: Sequence[memoryview], merged: int = 0) -> bool:
         if self.cached and not self.fail_next:
             self.readv(offset, buffers, lambda error: None)
             self.queue.pop()
             return True
         return False
 
-    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion, merged: int = 0) -> None:
         self.write(offset, b"".join(buffers), done)
 
     def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:

@@ -1,7 +1,8 @@
 """`Drive`: the BlockBackend of one drive over the top node of its graph, or over none (an empty CD-ROM drive).
 
-Requests run on worker threads. A read that the host has in its page cache is done at once; even then its completion
-comes from the main loop, because a device must not be called back from inside its own request.
+Requests run on worker threads, and are completed there. A read that the host has in its page cache is done at once;
+even then its completion comes from the main loop, because a device must not be called back from inside its own request.
+One that can do without a completion uses `read_now`.
 
 What happens on an I/O error is the drive's policy (`werror`, `rerror`): the guest is told, or is not, or the machine
 stops and the request waits until the machine goes on, when it is tried again.
@@ -46,10 +47,10 @@ class DrivePolicy:
 class Request:
     """One request of the guest: `run` does it on a worker, as often as it takes; `done` is called once."""
 
-    __slots__ = ("done", "kind", "length", "run", "started")
+    __slots__ = ("done", "kind", "length", "merged", "run", "started")
 
-    def __init__(self, kind: str, length: int, run: Callable[[], None], done: Completion) -> None:
-        self.kind, self.length, self.run, self.done = kind, length, run, done
+    def __init__(self, kind: str, length: int, run: Callable[[], None], done: Completion, merged: int = 0) -> None:
+        self.kind, self.length, self.run, self.done, self.merged = kind, length, run, done, merged
         self.started = time.monotonic_ns()
 
     def attempt(self) -> int:
@@ -67,6 +68,7 @@ class Counts:
     def __init__(self) -> None:
         self.bytes = dict.fromkeys((READ, WRITE, FLUSH, DISCARD), 0)
         self.operations = dict(self.bytes)
+        self.merged = dict(self.bytes)
         self.failed = dict(self.bytes)
         self.nanoseconds = dict(self.bytes)
         self.last = 0  # when the last request ended, in time.monotonic_ns
@@ -76,22 +78,22 @@ class Counts:
             self.last = time.monotonic_ns()
             self.failed[request.kind] += 1
         else:
-            self.succeeded(request.kind, request.length, request.started)
+            self.succeeded(request.kind, request.length, request.started, request.merged)
 
-    def succeeded(self, kind: str, length: int, started: int) -> None:
+    def succeeded(self, kind: str, length: int, started: int, merged: int) -> None:
         self.last = time.monotonic_ns()
         self.bytes[kind] += length
-        self.operations[kind] += 1
-        self.nanoseconds[kind] += self.last - started
+        self.operations[kind] += 1 + merged
+        self.merged[kind] += merged
+        self.nanoseconds[kind] += (self.last - started) * (1 + merged)
 
     def describe(self) -> str:
-        """In QEMU's words; requests are never merged here."""
+        """In QEMU's words."""
         shown = {
             **{f"{kind}_bytes": self.bytes[kind] for kind in (READ, WRITE)},
             **{f"{kind}_operations": self.operations[kind] for kind in (READ, WRITE, FLUSH)},
             **{f"{kind}_total_time_ns": self.nanoseconds[kind] for kind in (WRITE, READ, FLUSH)},
-            "rd_merged": 0,
-            "wr_merged": 0,
+            **{f"{kind}_merged": self.merged[kind] for kind in (READ, WRITE)},
             "idle_time_ns": time.monotonic_ns() - self.last if self.last else 0,
         }
         return " ".join(f"{key}={value}" for key, value in shown.items())
@@ -202,31 +204,31 @@ class Drive:
     def write(self, offset: int, data: bytes | bytearray | memoryview, done: Completion) -> None:
         self.writev(offset, (memoryview(data),), done)
 
-    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+    def readv(self, offset: int, buffers: Sequence[memoryview], done: Completion, merged: int = 0) -> None:
         length = total(buffers)
         error = self._refusal(offset, length, False)
         node = self.node
         if error or node is None:
             self._refuse(error, done)
             return
-        request = Request(READ, length, lambda: node.readv(offset, buffers), done)
+        request = Request(READ, length, lambda: node.readv(offset, buffers), done, merged)
         if length <= AT_ONCE and self._held is None and node.read_cached(offset, buffers):
             self.in_flight += 1
             self._workers.soon(lambda: self._finish(request, 0))
         else:
             self._start(request)
 
-    def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+    def read_now(self, offset: int, buffers: Sequence[memoryview], merged: int = 0) -> bool:
         node, length = self.node, total(buffers)
         if node is None or self._held is not None or self._workers.timed or self._refusal(offset, length, False):
             return False
         started = time.monotonic_ns()
         if not node.read_cached(offset, buffers):
             return False
-        self.counts.succeeded(READ, length, started)
+        self.counts.succeeded(READ, length, started, merged)
         return True
 
-    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion) -> None:
+    def writev(self, offset: int, buffers: Sequence[memoryview], done: Completion, merged: int = 0) -> None:
         length = total(buffers)
         error = self._refusal(offset, length, True)
         node = self.node
@@ -245,7 +247,7 @@ class Drive:
             else:
                 node.writev(offset, buffers)
 
-        self._start(Request(WRITE, length, run, done))
+        self._start(Request(WRITE, length, run, done, merged))
 
     def write_zeroes(self, offset: int, length: int, unmap: bool, done: Completion) -> None:
         error = self._refusal(offset, length, True)
@@ -293,7 +295,7 @@ class Drive:
             self._held.append(request)
             return
         self.in_flight += 1
-        self._workers.submit(request.attempt, lambda error: self._finish(request, error))
+        self._workers.request(request.attempt, lambda error: self._finish(request, error))
 
     def _finish(self, request: Request, error: int) -> None:
         self.in_flight -= 1

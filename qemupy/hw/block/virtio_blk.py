@@ -16,7 +16,7 @@ from qemupy.hw.block.ata_disk import guess_geometry
 from qemupy.hw.core import boolean, prop, register, transient
 from qemupy.hw.virtio import VirtioDevice, VirtioPci, VirtQueue
 from qemupy.memory.virtqueue import MAX_SIZE, Chain
-from qemupy.scatter import Scatter
+from qemupy.scatter import Scatter, join
 
 F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH = 1 << 2, 1 << 4, 1 << 5, 1 << 6, 1 << 9
 F_TOPOLOGY, F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14
@@ -33,6 +33,7 @@ CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
 WCE_AT = 32
 MAX_QUEUES = 1024
 MAX_BLOCK = 2 << 20
+MERGED = 1 << 20  # bytes of the largest run: what is more is for several workers
 AT_ONCE = 1 << 20  # bytes read from the host's memory in one turn; the main loop serves nobody else meanwhile
 GUEST_LIMIT = 0x3FFFFF  # sectors of one discard or write-zeroes
 
@@ -58,6 +59,7 @@ class VirtioBlk(VirtioDevice):
     max_discard_sectors: int = prop(default=GUEST_LIMIT, help="sectors of one DISCARD")
     max_write_zeroes_sectors: int = prop(default=GUEST_LIMIT, help="sectors of one WRITE ZEROES")
     wce: bool = boolean(reset=True)  # the write cache is on
+    _run: Run | None = transient(None)  # to be started when all that was taken together has been looked at
     _at_once: int = transient(0)  # bytes that may still be read in this turn of the main loop
 
     def queue_sizes(self) -> list[int]:
@@ -135,16 +137,13 @@ class VirtioBlk(VirtioDevice):
         header = first[: HEADER.size] if len(first) >= HEADER.size else b"".join(readable.cut(0, HEADER.size))
         kind, _priority, sector = HEADER.unpack(header)
         request = Request(self, queue, chain)
-        if kind == IN:
-            data = writable.cut(0, writable.size - 1)
+        if kind in (IN, OUT):
+            data = writable.cut(0, writable.size - 1) if kind == IN else readable.cut(HEADER.size, readable.size)
             if request.in_range(sector, data.size):
-                self._read(request, sector * SECTOR, data)
-        elif kind == OUT:
-            data = readable.cut(HEADER.size, readable.size)
-            if request.in_range(sector, data.size):
-                after = request.done if self.wce else request.flush
-                self.block.writev(sector * SECTOR, data, self.guarded(after))
-        elif kind == FLUSH:
+                self._transfer(kind, sector * SECTOR, request, data)
+            return
+        self.handled()
+        if kind == FLUSH:
             self.block.flush(self.guarded(request.done))
         elif kind == GET_ID:
             self._get_id(request)
@@ -153,12 +152,23 @@ class VirtioBlk(VirtioDevice):
         else:
             request.finish(UNSUPP)
 
-    def _read(self, request: Request, offset: int, data: Scatter) -> None:
-        if data.size <= self._at_once and self.block.read_now(offset, data):
-            self._at_once -= data.size
-            request.finish(OK)
-        else:
-            self.block.readv(offset, data, self.guarded(request.done))
+    def _transfer(self, kind: int, offset: int, request: Request, data: Scatter) -> None:
+        if self._run is None or not self._run.takes(kind, offset, data):
+            self.handled()
+            self._run = Run(self, kind, offset)
+        self._run.add(request, data)
+
+    def handled(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.start()
+
+    def read_now(self, offset: int, data: Scatter, merged: int) -> bool:
+        """Done, if it takes no waiting and not too much has been read in this turn."""
+        if data.size > self._at_once or not self.block.read_now(offset, data, merged):
+            return False
+        self._at_once -= data.size
+        return True
 
     def _malformed(self, queue: VirtQueue, why: str) -> None:
         queue.in_flight -= 1
@@ -190,6 +200,53 @@ class VirtioBlk(VirtioDevice):
                 self.block.discard(sector * SECTOR, count * SECTOR, done)
             else:
                 self.block.write_zeroes(sector * SECTOR, count * SECTOR, bool(flags), done)
+
+
+class Run:
+    """Reads or writes that follow one another on the medium, for the backend one request: a guest whose memory lies in
+    single pages cuts a megabyte into two."""
+
+    def __init__(self, device: VirtioBlk, kind: int, offset: int) -> None:
+        self.device, self.kind, self.offset, self.end = device, kind, offset, offset
+        self.requests: list[Request] = []
+        self.parts: list[Scatter] = []
+
+    def takes(self, kind: int, offset: int, data: Scatter) -> bool:
+        return kind == self.kind and offset == self.end and offset + data.size - self.offset <= MERGED
+
+    def add(self, request: Request, data: Scatter) -> None:
+        self.requests.append(request)
+        self.parts.append(data)
+        self.end += data.size
+
+    def start(self) -> None:
+        device, data, merged = self.device, join(self.parts), len(self.parts) - 1
+        if self.kind == OUT:
+            after = self.done if device.wce else self.flush
+            device.block.writev(self.offset, data, device.guarded(after), merged)
+        elif device.read_now(self.offset, data, merged):
+            self.done(0)
+        else:
+            device.block.readv(self.offset, data, device.guarded(self.done), merged)
+
+    def flush(self, error: int) -> None:
+        if error:
+            self.done(error)
+        else:
+            self.device.block.flush(self.device.guarded(self.done))
+
+    def done(self, error: int) -> None:
+        """Which of several failed, they find out one by one."""
+        if error and len(self.requests) > 1:
+            at = self.offset
+            for request, data in zip(self.requests, self.parts, strict=True):
+                alone = Run(self.device, self.kind, at)
+                alone.add(request, data)
+                alone.start()
+                at = alone.end
+            return
+        for request in self.requests:
+            request.done(error)
 
 
 class Request:

@@ -17,7 +17,7 @@ What the guest may get wrong in its rings ends in `fail`: the device is broken u
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol
 
 from qemupy.hw.core import (
@@ -155,6 +155,9 @@ class VirtioDevice(Device):
         """A request; answered with `complete`, once, here or later."""
         raise NotImplementedError
 
+    def handled(self) -> None:
+        """All chains that were taken together have been given to `handle`."""
+
     def driver_ready(self) -> None:
         """The driver set DRIVER_OK."""
 
@@ -247,6 +250,7 @@ class VirtioDevice(Device):
             queue.in_flight += len(chains)
             for chain in chains:
                 self.handle(queue, chain)
+            self.handled()
             if self.broken or self.reset_pending or not queue.enabled:
                 return
         if not queue.scheduled:
@@ -336,11 +340,15 @@ class VirtioDevice(Device):
         queue.ring.restore(last_avail, used_idx)
         if self.broken or self.reset_pending:
             return
+        for chain in self._retake(queue, heads):
+            queue.in_flight += 1
+            self.handle(queue, chain)
+        self.handled()
+
+    def _retake(self, queue: VirtQueue, heads: list[int]) -> Iterator[Chain]:
         for head in heads:
             try:
-                chain = queue.ring.retake(head)
+                yield queue.ring.retake(head)
             except VirtqueueError as e:
                 self.fail(f"queue {queue.number}: {e}")
                 return
-            queue.in_flight += 1
-            self.handle(queue, chain)
