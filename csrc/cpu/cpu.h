@@ -314,6 +314,8 @@ INLINE bool cpu_attention(const Cpu *c) { return unlikely(cpu_wanted(c)) && !c->
 /* Recomputes mode, tlb, lin_mask, ea_base, seg_rok/wok, mmu_mode from CR0/CR4/EFER/segments/CPL/RFLAGS/XCR0/DR7.
  * Call after any change to one of them (cpu/mode.c). */
 void cpu_update_mode(Cpu *c);
+/* The same where only CPL, RFLAGS and the contents of flat CS and SS have changed. */
+void cpu_update_level(Cpu *c);
 /* A table that never hits: Cpu.tlb while alignment checks, data breakpoints or a log must see every access. */
 extern TlbEntry tlb_never[TLB_SIZE];
 /* Set by mmu/: drops every translation. */

@@ -84,3 +84,16 @@ void cpu_update_mode(Cpu *c) {
     mode |= c->mode & (MODE_FPUNMASK | MODE_SSEUNMASK);
     c->mode = mode;
 }
+
+/* Most often from 64-bit code to 64-bit code, with nothing armed. */
+void cpu_update_level(Cpu *c) {
+    bool plain = c->mode & MODE_CS64 && c->seg[SEG_CS].rights & SR_L && !(c->mode & MODE_STEP);
+    if (!plain || c->flags & (FL_TF | FL_AC | FL_VM) || c->dr[7] & 0xff || c->stores) {
+        cpu_update_mode(c);
+        return;
+    }
+    c->mode &= ~(u32)(MODE_CPL0 | MODE_CPL3 | MODE_SMAP_AC);
+    c->mode |= c->cpl == 3 ? MODE_CPL3 : c->cpl == 0 ? MODE_CPL0 : 0;
+    c->mmu_mode = c->cpl == 3 ? MMU_USER : MMU_KERNEL;
+    c->tlb = c->tlbs[c->mmu_mode];
+}

@@ -32,7 +32,7 @@ static void op_syscall(Cpu *c, const Insn *in) {
     c->cpl = 0;
     set_flat(c, SEG_CS, sel, cpu_lma(c) ? CODE64 : CODE32, 0);
     set_flat(c, SEG_SS, sel + 8, DATA, 0);
-    cpu_update_mode(c);
+    cpu_update_level(c);
     if (unlikely(c->mode & MODE_STEP)) c->dbg_tf = c->flags & FL_TF; /* TF after the instruction decides */
     else c->dbg_tf = false;
 }
@@ -48,7 +48,7 @@ static void op_sysret(Cpu *c, const Insn *in) {
     c->cpl = 3;
     set_flat(c, SEG_CS, (to64 ? sel + 16 : sel) | 3, to64 ? CODE64 : CODE32, 3);
     set_flat(c, SEG_SS, (sel + 8) | 3, DATA, 3);
-    cpu_update_mode(c);
+    cpu_update_level(c);
     if (unlikely(c->flags & FL_TF)) debug_recheck_tf(c);
 }
 
@@ -62,7 +62,7 @@ static void op_sysenter(Cpu *c, const Insn *in) {
     c->cpl = 0;
     set_flat(c, SEG_CS, sel, lma ? CODE64 : CODE32, 0);
     set_flat(c, SEG_SS, sel + 8, DATA, 0);
-    cpu_update_mode(c);
+    cpu_update_level(c);
 }
 
 static void op_sysexit(Cpu *c, const Insn *in) {
@@ -75,7 +75,7 @@ static void op_sysexit(Cpu *c, const Insn *in) {
     c->cpl = 3;
     set_flat(c, SEG_CS, (sel + (to64 ? 32 : 16)) | 3, to64 ? CODE64 : CODE32, 3);
     set_flat(c, SEG_SS, (sel + (to64 ? 40 : 24)) | 3, DATA, 3);
-    cpu_update_mode(c);
+    cpu_update_level(c);
 }
 
 static void op_swapgs(Cpu *c, const Insn *in) {

@@ -155,13 +155,14 @@ void jit_reset(Cpu *c) {
 }
 
 JitMode *jit_mode(Jit *j, u32 mode) {
-    for (u32 i = 0; i < j->n_modes; i++)
-        if (j->modes[i]->mode == mode) return j->modes[i];
+    JitMode *known = jit_mode_of(j, mode);
+    if (known) return known;
     if (j->n_modes == JIT_MODES) return NULL;
     JitMode *m = mmap(NULL, sizeof *m, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
     if (m == MAP_FAILED) return NULL;
     m->mode = mode;
     mode_clear(j, m);
+    j->mode_words[j->n_modes] = mode;
     j->modes[j->n_modes++] = m;
     return m;
 }
@@ -243,6 +244,26 @@ static void make_helper(Asm *a, Cpu *c, const u8 *exit_tail) {
     put1(a, 0xc3);
 }
 
+/* The same at a block's end: also goes on elsewhere, perhaps in another mode; so no pair may be left. */
+static void make_system(Asm *a, Cpu *c, const Jit *j, const u8 *exit_tail) {
+    spill(a, c);
+    asm_imm(a, RDI, (u64)c);
+    asm_mov(a, RSI, R15);
+    asm_mov(a, RDX, R14);
+    call_c(a, c, 2);
+    put1(a, 0x83), put1(a, 0xf8), put1(a, JIT_LEAVE); /* cmp eax, JIT_LEAVE */
+    u8 *go_on = asm_jcc(a, 2, 0), *afar = asm_jcc(a, 7, 0);
+    asm_rm(a, 0, MAP_1, 0x33, R15, rm_reg(R15));
+    asm_jmp(a, (u64)exit_tail);
+    asm_patch(a, afar, asm_here(a));
+    reload(a, c);
+    asm_load(a, R14, rm_abs(&c->r[R_RIP]));
+    asm_jmp(a, (u64)j->return_missed);
+    asm_patch(a, go_on, asm_here(a));
+    reload(a, c);
+    put1(a, 0xc3);
+}
+
 void jit_make_common(Cpu *c, Jit *j) {
     Asm a = {.p = j->rw, .rx = (i64)(j->rx - j->rw)};
     j->enter = (const u8 *)asm_here(&a);
@@ -264,5 +285,7 @@ void jit_make_common(Cpu *c, Jit *j) {
     call_c(&a, c, 1);
     put1(&a, 0xcc);
     jit_make_pairs(&a, c, j);
+    j->system = (const u8 *)asm_here(&a);
+    make_system(&a, c, j, tail);
     j->used = j->common = (u32)(a.p - j->rw + 63) & ~63u;
 }

@@ -190,8 +190,6 @@ static void emit_behind_call(Trans *t) {
     else region_join(t);
 }
 
-void emit_leave(Trans *t) { asm_jmp(&t->a, (u64)t->jit->leave_now); }
-
 /* Branches */
 
 u64 branch_target(const Trans *t, const Guest *g) {

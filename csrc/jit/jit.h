@@ -37,6 +37,9 @@ typedef struct JitExit {
 /* How translated code left through an exit, in the low bits of its address. */
 enum { JIT_EXIT_POLL = 1, JIT_EXIT_INTERPRET, JIT_EXIT_HOT, JIT_EXIT_BITS = 3 };
 
+/* What comes behind an instruction at a block's end. */
+enum { JIT_NEXT, JIT_LEAVE, JIT_AFAR };
+
 /* Where an instruction's host code begins, for host faults. */
 typedef struct JitPoint {
     u32 at; /* offset in the code cache */
@@ -89,10 +92,11 @@ typedef struct Jit {
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
     bool handled;   /* the last time it was left without an exit: behind what a handler did, or for an unknown target */
-    const u8 *enter, *exit, *leave_now, *helper, *fault, *return_missed, *target_missed, *covered;
+    const u8 *enter, *exit, *leave_now, *helper, *system, *fault, *return_missed, *target_missed, *covered;
     bool loop_is_fast; /* LOOP costs no more than JRCXZ */
     char *stacks;      /* guard page, return addresses; guard page, signal stack */
     JitMode *modes[JIT_MODES];
+    u32 mode_words[JIT_MODES]; /* their JitMode.mode */
     u32 n_modes;
     JitCode **codes; /* by address, for host faults */
     u32 n_codes;
@@ -138,6 +142,7 @@ void jit_link(Cpu *c, JitExit *x, Block *b);
 void jit_drop(Cpu *c, Block *b);
 void jit_take_flushes(Cpu *c);
 void jit_cache_fill(Cpu *c, Block *b);
+JitMode *jit_mode_of(Jit *j, u32 mode); /* NULL: nothing is translated in it */
 
 /* fault.c */
 void jit_faults_init(void);

@@ -87,9 +87,9 @@ void jit_link(Cpu *c, JitExit *x, Block *b) {
 
 /* Jump caches */
 
-static JitMode *mode_of(Jit *j, u32 mode) {
+JitMode *jit_mode_of(Jit *j, u32 mode) {
     for (u32 i = 0; i < j->n_modes; i++)
-        if (j->modes[i]->mode == mode) return j->modes[i];
+        if (j->mode_words[i] == mode) return j->modes[i];
     return NULL;
 }
 
@@ -101,7 +101,7 @@ static void entry_clear(Jit *j, JitMode *m, u32 i) {
 
 void jit_cache_fill(Cpu *c, Block *b) {
     Jit *j = c->jit;
-    JitMode *m = mode_of(j, b->mode);
+    JitMode *m = jit_mode_of(j, b->mode);
     u32 index = jump_index(b->rip);
     if (!m || b->ram_off2 != ~0ull || m->cache[index] == b->code->found) return;
     if (!block_global(c, b)) {
@@ -125,7 +125,7 @@ void jit_drop(Cpu *c, Block *b) {
         code->in = x->next_in;
         unlink_exit(j, x);
     }
-    JitMode *m = mode_of(j, b->mode);
+    JitMode *m = jit_mode_of(j, b->mode);
     if (m && m->cache[jump_index(b->rip)] == code->found) entry_clear(j, m, jump_index(b->rip));
     code->block = NULL;
     j->leave = true;

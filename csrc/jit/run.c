@@ -27,8 +27,8 @@ static void count_handler(Cpu *c, const Insn *in, bool left) {
     c->jit_left = (i64)budget_left(c);
 }
 
-/* A handler called by translated code. True: leave to the dispatcher, rip is set. */
-static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
+/* Calls a handler for translated code. True: it does not go on behind the instruction, as it was: rip is set. */
+static bool handle(Cpu *c, const Insn *in, u64 next) {
     Jit *j = c->jit;
     u32 gen = c->lookup_gen, mode = c->mode;
     c->cc = cc_from_ax((u16)c->jit_ax);
@@ -39,14 +39,50 @@ static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
     bool left = c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode || c->leave_block;
-    j->stats.exit_handler += left;
     if (unlikely(j->counts)) count_handler(c, in, left);
+    return left;
+}
+
+/* What translated code calls. True: leave to the dispatcher. */
+static u64 run_handler(Cpu *c, const Insn *in, u64 next) {
+    bool left = handle(c, in, next);
+    c->jit->stats.exit_handler += left;
     return left;
 }
 
 static u64 run_handler_counted(Cpu *c, const Insn *in, u64 next) {
     tally_add(&c->jit->tally, in);
     return run_handler(c, in, next);
+}
+
+/* May translated code go on, though perhaps somewhere else? Asks what the dispatcher would. */
+static bool may_go_on(const Cpu *c) {
+    const Jit *j = c->jit;
+    if (j->leave || j->counts || c->halted || c->leave_block || c->tlb == tlb_never) return false;
+    return !cpu_attention(c) && j->interp_flushes == c->interp->flushes;
+}
+
+/* The instruction at a block's end. JIT_AFAR: the guest goes on at rip, in whatever mode it is now, and what it has
+ * flushed is taken back. */
+static u64 run_system(Cpu *c, const Insn *in, u64 next) {
+    Jit *j = c->jit;
+    bool left = handle(c, in, next);
+    if (may_go_on(c)) {
+        if (!left) return JIT_NEXT;
+        jit_take_flushes(c);
+        const JitMode *m = jit_mode_of(j, c->mode);
+        if (m) {
+            c->jit_cache = m->cache;
+            return JIT_AFAR;
+        }
+    }
+    j->stats.exit_handler++;
+    return JIT_LEAVE;
+}
+
+static u64 run_system_counted(Cpu *c, const Insn *in, u64 next) {
+    tally_add(&c->jit->tally, in);
+    return run_system(c, in, next);
 }
 
 /* The host raised an exception in a translated instruction: it is the guest's. */
@@ -64,6 +100,7 @@ static _Noreturn void raise_fault(Cpu *c, const Insn *in, u64 next) {
 void jit_bind(Cpu *c) { /* before the shared stubs are made */
     c->jit_fn[0] = (const void *)run_handler;
     c->jit_fn[1] = (const void *)raise_fault;
+    c->jit_fn[2] = (const void *)run_system;
 }
 
 /* Translations point into the interpreter's blocks, so both caches are emptied together. */
@@ -201,6 +238,7 @@ void jit_run(Cpu *c) {
     set_counting(c);
     jit_flushed(c);
     c->jit_fn[0] = (const void *)(log_on(LOG_HANDLER) ? run_handler_counted : run_handler);
+    c->jit_fn[2] = (const void *)(log_on(LOG_HANDLER) ? run_system_counted : run_system);
     for (;;) {
         Block *b = NULL;
         bool shadow = from && from->shadow;

@@ -186,7 +186,6 @@ unsigned run_left(const Trans *t);
 /* control.c */
 void emit_goto(Trans *t, u64 rip, bool poll);
 void emit_goto_shadowed(Trans *t, u64 rip); /* no interrupt before its first instruction */
-void emit_leave(Trans *t);                  /* to the dispatcher, rip is set */
 void emit_poll_here(Trans *t);              /* before the current instruction; clobbers RFLAGS */
 void emit_poll_for(Trans *t, u64 rip);      /* before going to rip; RFLAGS stay */
 void emit_heat(Trans *t);

@@ -42,19 +42,20 @@ static void source_bytes(Cpu *c, const Block *b, u8 *out) {
     if (first < b->size) memcpy(out + first, machine_ram_host(c->machine, b->ram_off2), b->size - first);
 }
 
-void emit_helper(Trans *t) {
+static void call_handler(Trans *t, const u8 *by) {
     group_barrier(t);
     x87_settle(t);
     asm_imm(&t->a, R15, (u64)t->g->in);
     asm_imm(&t->a, R14, t->g->next);
-    asm_call(&t->a, (u64)t->jit->helper);
+    asm_call(&t->a, (u64)by);
 }
+
+void emit_helper(Trans *t) { call_handler(t, t->jit->helper); }
 
 /* Everything at the end of a block that is not a plain branch: the handler says where to go on. */
 static void emit_system(Trans *t) {
-    emit_helper(t);
-    emit_leave(t);
-    t->ended = true;
+    call_handler(t, t->jit->system);
+    emit_goto(t, t->g->next, false);
 }
 
 static void emit_insn(Trans *t) {

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from accels import ACCELS
 from qemupy._core import ffi, lib
 from rawguest import RawGuest
-from translated import DONE_PORT, run, start
+from translated import DONE_PORT, run, start, user_mode
 
 CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 LOG = 0x200000
@@ -190,11 +189,9 @@ def map_apic(guest: RawGuest) -> None:
 def test_tsd_takes_it_from_programs(accel: str, read: str) -> None:
     """CR4.TSD, set after it was read without: #GP at CPL 3 with all registers as they were. CPL 0 may."""
     with start(tsd_program(read), accel=accel) as guest:
-        guest.put(0x8000, (0x9007).to_bytes(8, "little"))
-        guest.put(0x9000, (0xA007).to_bytes(8, "little"))
-        guest.put(0xA000, b"".join((i << 21 | 0x87).to_bytes(8, "little") for i in range(16)))
         guest.gate64(13, 0x140000)
-        prepare_rings(guest)
+        guest.gate64(6, 0x141000)
+        user_mode(guest)
         assert lib.qpy_vcpu_run(guest.vcpu) == lib.QPY_EXIT_KICK
         assert guest.reg("r8") == 300  # faults
         assert guest.get_int(LOG) == 0  # registers that had changed
@@ -218,20 +215,6 @@ def tsd_program(read: str) -> str:
         .org 0x41000
         mov rsp, 0x5000; jmp rsi
         finish:"""
-
-
-def prepare_rings(guest: RawGuest) -> Any:
-    """#UD leads back to CPL 0; a TSS gives its stack, selectors 20h and 28h are ring 3's."""
-    guest.gate64(6, 0x141000)
-    state = guest.state()
-    user_data, user_code, tss = 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0x5800
-    descriptors = [user_data, user_code, 0x67 | tss << 16 | 0x89 << 40, 0]
-    guest.put(state.gdt_base + 0x20, b"".join(d.to_bytes(8, "little") for d in descriptors))
-    guest.put(tss + 4, (0x5000).to_bytes(8, "little"))
-    state.gdt_limit = 0x3F
-    state.seg[lib.QPY_SEG_TR] = {"base": tss, "limit": 0x67, "sel": 0x30, "rights": 0x8B}
-    guest.set_state(state)
-    return state
 
 
 @pytest.mark.parametrize("accel", ACCELS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qemupy._core import ffi, lib
-from rawguest import RawGuest, assemble
+from rawguest import PAGE_TABLES, RawGuest, assemble
 
 DONE_PORT = 0xE9
 RESUME, ENVIRONMENT, HANDLERS = 0x4000, 0x4100, 0x3000
@@ -43,6 +43,25 @@ def run(code: str, faults: tuple[int, ...] = (), accel: str = "dbt", lockstep: s
     guest = start(code, faults, accel, lockstep)
     assert lib.qpy_vcpu_run(guest.vcpu) == lib.QPY_EXIT_KICK
     return guest
+
+
+USER_DATA, USER_CODE, USER_BASE, STACK = 0x23, 0x2B, 0x18, 0x5000
+
+
+def user_mode(guest: RawGuest) -> None:
+    """All memory may be used at CPL 3, with these two selectors; from there exceptions come to CPL 0 on STACK. SYSRET
+    wants USER_BASE in STAR."""
+    tss = 0x5800
+    guest.put(PAGE_TABLES, (PAGE_TABLES + 0x1007).to_bytes(8, "little"))
+    guest.put(PAGE_TABLES + 0x1000, (PAGE_TABLES + 0x2007).to_bytes(8, "little"))
+    guest.put(PAGE_TABLES + 0x2000, b"".join((i << 21 | 0x87).to_bytes(8, "little") for i in range(16)))
+    state = guest.state()
+    descriptors = (0xCFF3000000FFFF, 0xAFFB000000FFFF, 0x67 | tss << 16 | 0x89 << 40, 0)
+    guest.put(state.gdt_base + 0x20, b"".join(d.to_bytes(8, "little") for d in descriptors))
+    guest.put(tss + 4, STACK.to_bytes(8, "little"))
+    state.gdt_limit = 0x3F
+    state.seg[lib.QPY_SEG_TR] = {"base": tss, "limit": 0x67, "sel": 0x30, "rights": 0x8B}
+    guest.set_state(state)
 
 
 def regions(guest: RawGuest) -> int:
