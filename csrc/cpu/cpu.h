@@ -257,7 +257,8 @@ struct Cpu {
     const void *jit_cache;    /* jump cache of the mode that runs */
     u64 jit_tmp[3];
     u64 jit_group[4];         /* host addresses of groups (jit/group.c) */
-    u64 jit_mask[6];          /* PEXT masks: TLB index bits, page bits, jump-cache index bits, 63, 31, beyond a clock's piece */
+    u64 jit_mask[8];          /* PEXT masks: TLB index, page, jump-cache index, 63, 31, beyond a clock's piece, DF, beyond
+                               * 13 bits */
     TscPiece tsc;
     i64 jit_left;             /* while instructions are counted: how many until the budget ends */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */

@@ -103,6 +103,8 @@ struct Jit *jit_new(Cpu *c, const char **why) {
     c->jit_mask[3] = 63;
     c->jit_mask[4] = 31;
     c->jit_mask[5] = -CLOCK_PIECE_TICKS;
+    c->jit_mask[6] = FL_DF;
+    c->jit_mask[7] = ~0x1fffull;
     block_drop_hook = jit_drop;
     jit_faults_init();
     j->loop_is_fast = loop_is_fast();

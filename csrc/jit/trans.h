@@ -127,6 +127,7 @@ bool emit_vector(Trans *t);
 bool emit_sys(Trans *t);
 bool emit_bits(Trans *t);
 bool emit_tsc(Trans *t);
+bool emit_string(Trans *t);
 void emit_helper(Trans *t); /* its op_* does it */
 
 /* mem.c: t->mem = the n bytes at the memory operand, all of them readable / writable; else its op_* is called and the

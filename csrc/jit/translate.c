@@ -62,7 +62,9 @@ static void emit_insn(Trans *t) {
     u16 f = t->g->in->flags;
     if (t->g->zi.length && emit_int(t)) return; /* knows of held registers */
     if (t->g->in->fn != op_native_reg) held_drop(t);
-    if (t->g->zi.length && (emit_control(t) || emit_stack(t) || emit_vector(t) || emit_sys(t) || emit_bits(t))) return;
+    bool done = t->g->zi.length &&
+                (emit_string(t) || emit_control(t) || emit_stack(t) || emit_vector(t) || emit_sys(t) || emit_bits(t));
+    if (done) return;
     if ((f & (INF_END | INF_PLAIN)) == INF_END) emit_system(t);
     else emit_helper(t); /* REP: the next instruction follows when it is done */
 }

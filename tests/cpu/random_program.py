@@ -186,7 +186,7 @@ class Program:
             page = self.random.randrange(1, 16) << 12
             self.lines.append(f"mov {register}, {DATA + page - self.random.randrange(300):#x}")
         self.lines.append(f"mov {cx}, {self.random.choice((0, 1, 7, self.random.randrange(600)))}")
-        op = self._pick("rep movs", "rep stos", "rep lods", "repne scas", "repe cmps", "movs", "stos", "scas")
+        op = self._pick("rep movs", "rep stos", "rep lods", "repne scas", "repe cmps", "movs", "stos", "lods", "scas")
         down = self.random.random() < 0.2
         self.lines += ["std"] * down
         self._risky(op + self._pick(*("bwdq" if self.bits == 64 else "bwd")))

@@ -54,6 +54,7 @@ BLOCKS = {
     "x87-memory": "xor eax, eax; fld qword ptr [rdi]; fstp tbyte ptr [rdi + 16]; inc ebx",
     "handler": "xor eax, eax; cpuid; mov ecx, eax",
     "string": "xor eax, eax; mov ecx, 2; lea rdi, [rdi + 64]; movsb; sub rdi, 65; dec rsi",
+    "string-repeated": "cmp eax, ebx; mov ecx, 2; lea rdi, [rdi + 64]; rep movsd",
     "indirect-jump": "lea rax, [rip + 3f]; jmp rax; 3: nop",
     "interrupts-off": "pushfq; pop rax; cli; test eax, 0x200; mov rbx, cr3; mov ecx, ds",
     "interrupts-off-flags-live": "cmp eax, ebx; pushfq; cli; pop rcx; setb cl",
