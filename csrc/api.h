@@ -148,9 +148,9 @@ int qpy_dma_write(QpyMachine *m, uint64_t gpa, const void *buf, uint64_t n);
  * call qpy_dma_written with the same gpa. Not valid across a change of the flat view. */
 void *qpy_dma_map(QpyMachine *m, uint64_t gpa, uint64_t *n, int write);
 void qpy_dma_written(QpyMachine *m, uint64_t gpa, uint64_t n);
-/* Guest memory as a scatter-gather list, see below: to out, which has room for `count` pieces, the list for these pairs
- * of guest-physical address and size, neighbours joined. How many pieces it became, or -EFAULT if something is not RAM
- * or lies in two ranges. After writing call qpy_iov_landed. */
+/* Guest memory as a scatter-gather list, see below: to out the bytes of it and, for these pairs of guest-physical
+ * address and size, the list, neighbours joined; out has room for a word and `count` pieces. How many pieces it became,
+ * or -EFAULT if something is not RAM or lies in two ranges. After writing call qpy_iov_landed. */
 int64_t qpy_dma_scatter(QpyMachine *m, const uint64_t *pairs, uint32_t count, int write, uint64_t *out);
 void qpy_iov_landed(QpyMachine *m, const uint64_t *iov, uint32_t count); /* [BQL] of RAM only */
 

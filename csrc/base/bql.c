@@ -31,7 +31,7 @@ static void wait_turn(u32 ticket) {
     __atomic_fetch_sub(&slots[s].sleepers, 1, __ATOMIC_SEQ_CST);
 }
 
-void bql_lock(void) {
+i64 bql_lock(void) {
     u32 ticket = __atomic_fetch_add(&next_ticket, 1, __ATOMIC_SEQ_CST);
     i64 asked = host_ns(), got = asked;
     if (__atomic_load_n(&serving, __ATOMIC_ACQUIRE) != ticket) {
@@ -44,10 +44,12 @@ void bql_lock(void) {
     stats.acquired++;
     held_since = got;
     held_here = true;
+    return asked;
 }
 
-void bql_unlock(void) {
-    u64 held = (u64)(host_ns() - held_since);
+i64 bql_unlock(void) {
+    i64 now = host_ns();
+    u64 held = (u64)(now - held_since);
     stats.hold_ns += held;
     if (held > stats.max_hold_ns) stats.max_hold_ns = held;
     held_here = false;
@@ -56,6 +58,7 @@ void bql_unlock(void) {
     __atomic_store_n(&serving, ticket, __ATOMIC_SEQ_CST);
     __atomic_store_n(&slots[s].turn, ticket, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&slots[s].sleepers, __ATOMIC_SEQ_CST)) futex_wake(&slots[s].turn, INT32_MAX);
+    return now;
 }
 
 bool bql_held(void) { return held_here; }

@@ -10,8 +10,9 @@ typedef struct BqlStats {
     u64 wait_ns, max_wait_ns, hold_ns, max_hold_ns;
 } BqlStats;
 
-void bql_lock(void);
-void bql_unlock(void);
+/* Both answer the time, host_ns(), when they were called: who counts it need not ask again. */
+i64 bql_lock(void);
+i64 bql_unlock(void);
 bool bql_held(void); /* by the calling thread */
 void bql_stats(BqlStats *out, bool reset);
 

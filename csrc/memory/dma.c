@@ -56,12 +56,13 @@ void dma_written(Machine *m, u64 gpa, u64 n) {
         if (piece(m, gpa, n, true, &part, &ram_off)) ram_changed(m, ram_off, part);
 }
 
-i64 dma_scatter(Machine *m, const u64 *pairs, u32 count, bool write, u64 *out) {
+i64 dma_scatter(Machine *m, const u64 *pairs, u32 count, bool write, u64 *size, u64 *out) {
     u64 *at = out;
-    for (; count; count--, pairs += 2) {
+    for (*size = 0; count; count--, pairs += 2) {
         u64 part = pairs[1];
         u64 host = (u64)dma_map(m, pairs[0], &part, write);
         if (!host || part < pairs[1]) return -EFAULT;
+        *size += part;
         if (at > out && at[-2] + at[-1] == host) {
             at[-1] += part;
         } else {

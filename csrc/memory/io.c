@@ -12,9 +12,8 @@ void fpu_park(Cpu *c); /* cpu/fpu.h */
 
 static void upcall_begin(Cpu *c) {
     fpu_park(c);
-    c->device_ns -= host_ns();
     guest_leave(c);
-    bql_lock();
+    c->device_ns -= bql_lock();
 }
 
 /* With a counted clock what a device does is noticed at the end of the instruction, in every tier alike. */
@@ -23,9 +22,8 @@ static void end_block(Cpu *c) {
 }
 
 static void upcall_end(Cpu *c) {
-    bql_unlock();
+    c->device_ns += bql_unlock();
     guest_enter(c);
-    c->device_ns += host_ns();
     end_block(c);
 }
 

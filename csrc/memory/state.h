@@ -77,7 +77,7 @@ int dma_read(Machine *m, u64 gpa, void *buf, u64 n);
 int dma_write(Machine *m, u64 gpa, const void *buf, u64 n);
 void *dma_map(Machine *m, u64 gpa, u64 *n, bool write);
 void dma_written(Machine *m, u64 gpa, u64 n);
-i64 dma_scatter(Machine *m, const u64 *pairs, u32 count, bool write, u64 *out); /* see qpy_dma_scatter */
+i64 dma_scatter(Machine *m, const u64 *pairs, u32 count, bool write, u64 *size, u64 *out); /* see qpy_dma_scatter */
 /* Bytes of the RAM space were written by somebody else than a vCPU. */
 void ram_changed(Machine *m, u64 ram_off, u64 n);
 

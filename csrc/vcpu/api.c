@@ -113,7 +113,7 @@ int qpy_dma_write(QpyMachine *m, uint64_t gpa, const void *buf, uint64_t n) { re
 void *qpy_dma_map(QpyMachine *m, uint64_t gpa, uint64_t *n, int write) { return dma_map(m, gpa, n, write != 0); }
 void qpy_dma_written(QpyMachine *m, uint64_t gpa, uint64_t n) { dma_written(m, gpa, n); }
 int64_t qpy_dma_scatter(QpyMachine *m, const uint64_t *pairs, uint32_t count, int write, uint64_t *out) {
-    return dma_scatter(m, pairs, count, write != 0, out);
+    return dma_scatter(m, pairs, count, write != 0, out, out + 1);
 }
 void qpy_iov_landed(QpyMachine *m, const uint64_t *iov, uint32_t count) {
     for (; count; count--, iov += 2) {

@@ -6,6 +6,7 @@ works although CF9h lies over its second byte), and is split where it runs past 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qemupy import trace
@@ -80,6 +81,8 @@ class PortSpace:
         self.root = MemoryRegion("io", self.SIZE)
         self._doorbells = ShownDoorbells(doorbells, mmio=False)
         self._table: list[tuple[Any, int, int] | None] = [None] * self.SIZE
+        self._readers: dict[int, Callable[[], int]] = {}  # handlers met so far, by `port << 4 | size`
+        self._writers: dict[int, Callable[[int], None]] = {}
         self.view = FlatView(self.root)
         self.root.listen(self._rebuild)
 
@@ -98,6 +101,8 @@ class PortSpace:
     def _rebuild(self) -> None:
         """Fill the table of (ops, port of its offset 0, port behind its end); only the changed parts are touched."""
         old, self.view = self.view, FlatView(self.root)
+        self._readers.clear()
+        self._writers.clear()
         for r in old.ranges:
             self._table[r.start : r.end] = [None] * (r.end - r.start)
         for r in self.view.ranges:
@@ -107,10 +112,23 @@ class PortSpace:
         self._doorbells.update(self.view)
 
     def read(self, port: int, size: int) -> int:
+        handler = self._readers.get(port << 4 | size)
+        return handler() if handler is not None else self._look_up_and_read(port, size)
+
+    def write(self, port: int, size: int, value: int) -> None:
+        handler = self._writers.get(port << 4 | size)
+        if handler is not None:
+            handler(value)
+        else:
+            self._look_up_and_write(port, size, value)
+
+    def _look_up_and_read(self, port: int, size: int) -> int:
         entry = self._table[port]
         if entry is not None:
             ops, base, end = entry
             if port + size <= end:
+                if (handler := getattr(ops, "reads", {}).get(port - base << 4 | size)) is not None:
+                    self._readers[port << 4 | size] = handler
                 return ops.read(port - base, size)  # type: ignore[no-any-return]
         elif size == 1:
             trace.log_unimp("in: nothing at port %#06x", port)
@@ -123,11 +141,13 @@ class PortSpace:
         high = self.read(port + half & 0xFFFF, half)
         return self.read(port, half) | high << half * 8
 
-    def write(self, port: int, size: int, value: int) -> None:
+    def _look_up_and_write(self, port: int, size: int, value: int) -> None:
         entry = self._table[port]
         if entry is not None:
             ops, base, end = entry
             if port + size <= end:
+                if (handler := getattr(ops, "writes", {}).get(port - base << 4 | size)) is not None:
+                    self._writers[port << 4 | size] = handler
                 ops.write(port - base, size, value)
                 return
         if size == 1:

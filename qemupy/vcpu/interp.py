@@ -145,11 +145,11 @@ class InterpMemory:
         return self._view[offset : offset + size]
 
     def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
-        out = bytearray(len(pieces))
+        out = bytearray(8 + len(pieces))
         count = lib.qpy_dma_scatter(self._machine, words(pieces), len(pieces) // PIECE, to_memory, words(out))
         if count < 0:
             return None
-        return Scatter(bytes(memoryview(out)[: PIECE * count]), sum(memoryview(pieces).cast("Q")[1::2].tolist()))
+        return Scatter(bytes(memoryview(out)[8 : 8 + PIECE * count]), int.from_bytes(out[:8], "little"))
 
     def landed(self, scatter: Scatter) -> None:
         lib.qpy_iov_landed(self._machine, words(scatter.table), len(scatter))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qemupy.hw.core import Device, on_read, on_write, u8
 from qemupy.memory import AddressSpace, GuestRam, MemoryRegion, PortSpace, PyCoreMemory, transaction
 from qemupy.memory.core import MMIO, NO_WRITE, RAM, ROM, CoreRange
 from qemupy.scatter import table
@@ -95,6 +96,34 @@ def test_ports_cf8_and_cf9() -> None:
     ports.unmap(region)
     ports.write(0xCF9, 1, 7)
     assert conf.calls[-1] == ("w", 1, 1, 7)
+
+
+def test_a_port_that_was_used_follows_its_region() -> None:
+    """Handlers are found anew after a change of the map."""
+
+    class Register(Device):
+        value: int = u8(reset=5)
+
+        @on_read(0)
+        def read(self) -> int:
+            return self.value
+
+        @on_write(0)
+        def write(self, value: int) -> None:
+            self.value = value
+
+    ports, low, high = PortSpace(), Register(), Register()
+    ports.map(0x300, low.bank(), 1)
+    region = ports.map(0x300, high.bank(), 1, priority=1)
+    for _ in range(2):
+        ports.write(0x300, 1, ports.read(0x300, 1) + 1)
+    assert (low.value, high.value) == (5, 7)
+    region.set_offset(0x301)
+    for _ in range(2):
+        ports.write(0x300, 1, ports.read(0x300, 1) + 1)
+    assert (low.value, high.value, ports.read(0x301, 1), ports.read(0x300, 2)) == (7, 7, 7, 0x0707)
+    ports.unmap(region)
+    assert ports.read(0x301, 1) == 0xFF and ports.read(0x300, 1) == 7
 
 
 def test_port_access_across_two_devices_is_split() -> None:

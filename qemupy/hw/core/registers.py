@@ -8,6 +8,7 @@ QEMU does for port lists; an access that hits no register reads all ones and is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from qemupy import trace
@@ -114,9 +115,7 @@ def _bind(kind: str, function: Callable[..., Any], owner: object, offset: int) -
     plain = 1 if kind == "read" else 2
     code = getattr(function, "__code__", None)
     if code is not None and code.co_argcount == plain + 1:
-        if kind == "read":
-            return lambda: bound(offset)
-        return lambda value: bound(offset, value)
+        return partial(bound, offset)
     return bound  # type: ignore[no-any-return]
 
 

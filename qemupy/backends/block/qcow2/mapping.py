@@ -178,18 +178,14 @@ class Mapping:
             return Plan(offset, length, 0, True, offset >> bits, limit)
         shared = not meta.l1.values[l1_index] & COPIED
         entries = table.values[at : at + limit]
-        usable = [not shared and _writable(entry) for entry in entries]
-        if not usable[0]:
-            count = usable.index(True) if True in usable else limit
-            host = 0
+        if shared or not any(entries):
+            host, count = 0, limit
+        elif not _writable(entries[0]):
+            host, count = 0, next((n for n, entry in enumerate(entries) if _writable(entry)), limit)
         else:
             kind, host = self.classify(entries[0], table, at)
-            zero, flags = kind is not Kind.NORMAL, entries[0] & ZERO
-            count = 1
-            while kind is not Kind.PARTIAL and count < limit and usable[count] \
-                    and entries[count] & OFFSET_MASK == host + count * size \
-                    and entries[count] & (ZERO | PARTIAL) == flags:  # fmt: skip
-                count += 1
+            zero = kind is not Kind.NORMAL
+            count = 1 if kind is Kind.PARTIAL else _row(entries, size)
             if not meta.refcounts.forbidden.isdisjoint(range(host >> bits, (host >> bits) + count)):
                 meta.report(f"Preventing invalid write on metadata (cluster at offset {host:#x})")
                 raise corrupt("data lie in a metadata cluster")
@@ -212,10 +208,10 @@ class Mapping:
             table = meta.l2_to_write(plan.first >> geometry.l2_bits)
             host = plan.host & -size
             new = range(host | COPIED, (host | COPIED) + plan.count * size, size)
-            if not plan.kept:
-                for entry in table.values[low : low + plan.count]:
-                    if entry:
-                        self.release_entry(entry)
+            old = table.values[low : low + plan.count]
+            if not plan.kept and any(old):
+                for entry in filter(None, old):
+                    self.release_entry(entry)
             table.values[low : low + plan.count] = array.array("Q", new)
             meta.l2.mark(table, low, low + plan.count)
             self._done(plan)
@@ -333,6 +329,12 @@ class ZeroRule:
 def _writable(entry: int) -> bool:
     """May the cluster be written in place?"""
     return entry & (COPIED | COMPRESSED) == COPIED and entry & OFFSET_MASK != 0
+
+
+def _row(entries: array.array[int], step: int) -> int:
+    """How many entries, from the first on, are of neighbouring clusters and alike otherwise."""
+    row = array.array("Q", range(entries[0], entries[0] + len(entries) * step, step))
+    return len(row) if row == entries else next(n for n, entry in enumerate(entries) if entry != row[n])
 
 
 def _join(runs: list[Run], run: Run) -> None:
