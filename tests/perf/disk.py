@@ -1,15 +1,16 @@
 """Sequential disk speed in a guest, ours beside QEMU's: `python tests/perf/disk.py [--rounds N] [--size MiB] ...`
 
-Each round boots the same Linux guest under both programs in turn, with four empty disks: raw and qcow2, virtio-blk and
-IDE. In it `seqio` writes each disk (which allocates its clusters), writes it once more and reads it, past the guest's
-page cache and one request at a time; both programs use the host's page cache (`cache=writeback`, the default of both).
-What the flush after a write takes is told apart, for it is the host's disk alone that is measured by it. Medians in
-MB/s, by the guest's clock.
+Each round boots the same Linux guest under both programs, with four empty disks: raw and qcow2, virtio-blk and IDE. In
+them `seqio` writes each disk (which allocates its clusters), writes it once more and reads it, past the guest's page
+cache and one request at a time, each step under one program and then under the other, so that what else the host does
+meets both alike. Both use the host's page cache (`cache=writeback`, the default of both). What the flush after a write
+takes is told apart, for it is the host's disk alone that is measured by it. Medians in MB/s, by the guest's clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import stat
 import statistics
@@ -30,6 +31,7 @@ Speeds = dict[tuple[str, str, str], list[float]]  # by step, bus and format
 PROCESSOR = "processor seconds for 1 GB"
 BUSES = {"virtio": "vd", "ide": "sd"}  # and how the guest calls their disks
 FORMATS = ("raw", "qcow2")
+STEPS = ("write, new", "write", "read")
 
 
 def initrd(folder: Path) -> Path:
@@ -60,28 +62,47 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(command: list[str], folder: Path, given: argparse.Namespace, speeds: Speeds) -> None:
-    """One boot; adds MB/s to `speeds`."""
-    made = disks(folder, given.bus or list(BUSES), given.format or list(FORMATS), given.size)
-    arguments = ["-m", "256", "-nographic", "-kernel", guests.linux_with_disks().kernel, "-initrd", folder / "initrd",
-                 "-append", "console=ttyS0 quiet", *(word for disk in made for word in disk[3])]  # fmt: skip
-    with Machine("", *arguments, log=folder / "console.log", start=command) as guest:
-        guest.expect(initramfs.READY, 300)
-        guest.expect(initramfs.PROMPT, 60)
-        for bus, kind, name, _ in made:
-            for step, verb in (("write, new", "write"), ("write", "write"), ("read", "read")):
-                os.sync()
-                before = processor_seconds(guest.process.pid)
-                answer = guest.run(f"seqio {verb} {name} {given.block} {given.size}", 2400)
-                used = processor_seconds(guest.process.pid) - before
-                took, flushed = (int(word) / 1e9 for word in answer.split()[:2])
-                megabytes = (given.size << 20) / 1e6
-                speeds[step, bus, kind].append(megabytes / took)
-                speeds[f"{step}: {PROCESSOR}", bus, kind].append(used / megabytes * 1000)
-                if verb == "write":
-                    speeds[f"{step}, flushed", bus, kind].append(megabytes / (took + flushed))
-        guest.send("poweroff -f\n")
-        guest.wait(60)
+class Guest:
+    """One program with its booted guest and its disks."""
+
+    def __init__(self, name: str, command: list[str], folder: Path, given: argparse.Namespace) -> None:
+        self.folder = folder / name
+        self.folder.mkdir(exist_ok=True)
+        self.disks = disks(self.folder, given.bus or list(BUSES), given.format or list(FORMATS), given.size)
+        arguments = ["-m", "256", "-nographic", "-kernel", guests.linux_with_disks().kernel, "-initrd",
+                     folder / "initrd", "-append", "console=ttyS0 quiet",
+                     *(word for disk in self.disks for word in disk[3])]  # fmt: skip
+        self.machine = Machine("", *arguments, log=self.folder / "console.log", start=command)
+        self.machine.expect(initramfs.READY, 300)
+        self.machine.expect(initramfs.PROMPT, 60)
+
+    def measure(self, disk: int, step: str, given: argparse.Namespace, speeds: Speeds) -> None:
+        """One step on one disk; adds to `speeds`."""
+        bus, kind, name, _ = self.disks[disk]
+        os.sync()
+        before = processor_seconds(self.machine.process.pid)
+        verb = step.partition(",")[0]
+        answer = self.machine.run(f"seqio {verb} {name} {given.block} {given.size}", 2400)
+        used = processor_seconds(self.machine.process.pid) - before
+        took, flushed = (int(word) / 1e9 for word in answer.split()[:2])
+        megabytes = (given.size << 20) / 1e6
+        speeds[step, bus, kind].append(megabytes / took)
+        speeds[f"{step}: {PROCESSOR}", bus, kind].append(used / megabytes * 1000)
+        if verb == "write":
+            speeds[f"{step}, flushed", bus, kind].append(megabytes / (took + flushed))
+
+
+def one_round(programs: dict[str, list[str]], folder: Path, given: argparse.Namespace, results: dict[str, Speeds],
+              turned: bool) -> None:  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        booted = {name: Guest(name, programs[name], folder, given) for name in results}
+        for guest in booted.values():
+            stack.enter_context(guest.machine)
+        names = list(results)[:: -1 if turned else 1]
+        for disk in range(len(booted[names[0]].disks)):
+            for step in STEPS:
+                for name in names:
+                    booted[name].measure(disk, step, given, results[name])
 
 
 def show(results: dict[str, Speeds]) -> None:
@@ -112,9 +133,8 @@ def main() -> None:
     results: dict[str, Speeds] = {name: defaultdict(list) for name in programs if given.only in (None, name)}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp"), prefix="disk-") as folder:
         initrd(Path(folder))
-        for _ in range(given.rounds):
-            for name, speeds in results.items():
-                measure(programs[name], Path(folder), given, speeds)
+        for number in range(given.rounds):
+            one_round(programs, Path(folder), given, results, number % 2 == 1)
     show(results)
 
 
