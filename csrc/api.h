@@ -141,7 +141,8 @@ int qpy_machine_set_view(QpyMachine *m, const QpyMemRange *ranges, uint32_t n); 
 void qpy_machine_set_a20(QpyMachine *m, int enabled); /* [BQL] all vCPUs; may be called inside an upcall */
 
 /* DMA by guest-physical address; only RAM and ROM-as-source count. A read gives ones outside of RAM; a write outside is
- * dropped. 0, or -EFAULT if some byte was not RAM. Any thread, but never while a view is being replaced. */
+ * dropped. 0, -EFAULT if some byte was not RAM, or -EIO (qpy_ram_claim). Any thread, but never while a view is being
+ * replaced. */
 int qpy_dma_read(QpyMachine *m, uint64_t gpa, void *buf, uint64_t n);
 int qpy_dma_write(QpyMachine *m, uint64_t gpa, const void *buf, uint64_t n);
 /* Host address of up to *n bytes of RAM at gpa, contiguous on the host (*n is cut to what is), or NULL. After writing
@@ -150,7 +151,7 @@ void *qpy_dma_map(QpyMachine *m, uint64_t gpa, uint64_t *n, int write);
 void qpy_dma_written(QpyMachine *m, uint64_t gpa, uint64_t n);
 /* Guest memory as a scatter-gather list, see below: to out the bytes of it and, for these pairs of guest-physical
  * address and size, the list, neighbours joined; out has room for a word and `count` pieces. How many pieces it became,
- * or -EFAULT if something is not RAM or lies in two ranges. After writing call qpy_iov_landed. */
+ * -EFAULT if something is not RAM or lies in two ranges, or -EIO (qpy_ram_claim). After writing call qpy_iov_landed. */
 int64_t qpy_dma_scatter(QpyMachine *m, const uint64_t *pairs, uint32_t count, int write, uint64_t *out);
 void qpy_iov_landed(QpyMachine *m, const uint64_t *iov, uint32_t count); /* [BQL] of RAM only */
 
@@ -185,13 +186,21 @@ int qpy_ram_load(QpyMachine *m, const QpyRamExtent *extents, uint32_t n, int map
  * it afterwards. Returns their number; -E2BIG if there are more than `limit` pages; on any error nothing changed. */
 int64_t qpy_ram_restore(QpyMachine *m, int client, const QpyRamExtent *extents, uint32_t n,
                         uint64_t limit); /* [BQL] vCPUs paused */
-/* One byte to out for each granule (whole pages) of the stretch: 1 if it holds anything but zeros. */
+/* One byte to out for each granule (whole pages) of the stretch: 1 if it holds anything but zeros. -EIO: a page that is
+ * mapped cannot be read. */
 int qpy_ram_nonzero(QpyMachine *m, uint64_t ram_off, uint64_t size, uint64_t granule, uint8_t *out); /* [any] */
 /* Makes mapped pages plain memory with the same content. -EIO: one of them cannot be read; it is as it was. */
 int qpy_ram_detach(QpyMachine *m, uint64_t ram_off, uint64_t size); /* [BQL] vCPUs paused, no DMA in flight */
+/* Before a device touches guest memory that may be mapped: its pages are there, and with `keep` stay there. -EIO: one
+ * cannot be read now. What the core does for devices (qpy_ram_store, qpy_dma_*, virtqueues) claims for itself and
+ * answers -EIO in the same way. */
+int qpy_ram_claim(QpyMachine *m, uint64_t ram_off, uint64_t size, int keep); /* [any] */
+/* Inside an upcall for an instruction's I/O: it could not be served; the vCPU exits with QPY_EXIT_PAGEIN and the
+ * instruction starts again when run again. */
+void qpy_upcall_again(void); /* the vCPU's thread */
 /* A mapped page that cannot be read in adds 1 to the eventfd. A guest instruction that touched it exits with
- * QPY_EXIT_PAGEIN and starts again when run again; for anybody else the page has become zeros and counts as lost.
- * Returns the failures since the last call. */
+ * QPY_EXIT_PAGEIN and starts again when run again; who claimed it got -EIO; for anybody else the page has become zeros
+ * and counts as lost. Returns the failures since the last call. */
 void qpy_pagein_watch(QpyMachine *m, int fd);                /* [BQL] */
 uint32_t qpy_pagein_failures(QpyMachine *m, uint32_t *lost); /* [BQL] */
 

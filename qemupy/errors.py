@@ -28,3 +28,8 @@ class DeviceError(QemupyError):
 
 class MonitorError(QemupyError):
     """A monitor command cannot be carried out as asked."""
+
+
+class PageInError(QemupyError):
+    """Guest memory lies in the file of a snapshot and cannot be read from there now. Nothing has happened to it; the
+    machine is about to stop, and when it goes on the access can be tried again."""

@@ -229,11 +229,14 @@ class Vm:
         self.loop.virtual.start()
         for drive in self.drives.values():
             drive.retry()
+        self.dma.resume()
         self.manager.open()
 
     def stop(self, state: RunState = RunState.PAUSED) -> None:
-        """All vCPUs idle, guest time standing, disk requests completed."""
+        """All vCPUs idle, guest time standing, disk requests completed. Of two errors the worse one is remembered."""
         if not self.running:
+            if state == RunState.IO_ERROR and self.run_state == RunState.INTERNAL_ERROR:
+                return
             if self.run_state != RunState.PRELAUNCH or state != RunState.PAUSED:
                 self._set_state(state)
             return
@@ -258,8 +261,7 @@ class Vm:
         """Power-on state of everything; the vCPUs are idle. Disk requests write to the memory of the machine as it was,
         so they come first. Without `placing` nothing is put in place for a guest to begin with: a saved one follows."""
         self.drain()
-        for drive in self.drives.values():
-            drive.forget_suspended()
+        self.forget_waiting()
         for call in self._resets:
             call()
         for vcpu in self.vcpus:
@@ -274,9 +276,17 @@ class Vm:
             self.drive_workers.finish_all()
             self.loop.iterate(50_000_000)
 
+    def forget_waiting(self) -> None:
+        """The machine is reset or becomes another one: what waited for it to go on is gone."""
+        for drive in self.drives.values():
+            drive.forget_suspended()
+        self.dma.waiting.clear()
+
     def check_disks_settled(self, *, stopped: bool = True) -> None:
         """MonitorError if a disk request waits: what the guest waits for is not part of a saved machine. `stopped`: the
         disks have been drained, and nothing may be under way."""
+        if self.dma.waiting:
+            raise MonitorError("devices wait for guest memory that could not be read; 'cont' tries it again")
         for drive in self.drives.values():
             if drive.suspended:
                 raise MonitorError(f"disk requests of '{drive.name}' wait after an I/O error; 'cont' tries them again")

@@ -202,6 +202,7 @@ struct Cpu {
     u8 mmu_mode;              /* MMU_* of ordinary data accesses */
     bool halted;              /* HLT; also wait-for-SIPI */
     bool smc_hit;             /* a store hit decoded code: leave the block after this instruction */
+    bool upcall_again;        /* a device asks for the instruction to start again: memory cannot be read (memory/io.c) */
     bool leave_block;         /* counted clock: return to the dispatcher after this instruction (interp/block.h) */
     u64 icount;               /* instructions retired, and those from `cur` up to run_end */
     const Insn *run_end;      /* NULL: icount is exact */

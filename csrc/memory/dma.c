@@ -1,4 +1,5 @@
 /* Access to guest RAM by guest-physical address, for devices and tools: never on behalf of a guest instruction. */
+#include "memory/pagein.h"
 #include "memory/state.h"
 
 #include <errno.h>
@@ -21,6 +22,7 @@ int dma_read(Machine *m, u64 gpa, void *buf, u64 n) {
     for (u8 *out = buf; n; out += part, gpa += part, n -= part) {
         if (gpa >= GPA_END) return memset(out, 0xff, n), -EFAULT;
         const u8 *host = piece(m, gpa, n, false, &part, &ram_off);
+        if (host && pagein_claim(m, ram_off, part, true)) return -EIO;
         if (host) memcpy(out, host, part);
         else memset(out, 0xff, part), result = -EFAULT;
     }
@@ -37,6 +39,7 @@ int dma_write(Machine *m, u64 gpa, const void *buf, u64 n) {
             result = -EFAULT;
             continue;
         }
+        if (pagein_claim(m, ram_off, part, true)) return -EIO;
         memcpy(host, in, part);
         ram_changed(m, ram_off, part);
     }
@@ -62,6 +65,7 @@ i64 dma_scatter(Machine *m, const u64 *pairs, u32 count, bool write, u64 *size, 
         u64 part = pairs[1];
         u64 host = (u64)dma_map(m, pairs[0], &part, write);
         if (!host || part < pairs[1]) return -EFAULT;
+        if (pagein_claim(m, host - (u64)m->ram_base, part, true)) return -EIO;
         *size += part;
         if (at > out && at[-2] + at[-1] == host) {
             at[-1] += part;

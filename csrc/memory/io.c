@@ -12,6 +12,7 @@ void fpu_park(Cpu *c); /* cpu/fpu.h */
 
 static void upcall_begin(Cpu *c) {
     fpu_park(c);
+    c->upcall_again = false;
     guest_leave(c);
     c->device_ns -= bql_lock();
 }
@@ -25,6 +26,16 @@ static void upcall_end(Cpu *c) {
     c->device_ns += bql_unlock();
     guest_enter(c);
     end_block(c);
+}
+
+/* The end of an instruction's own access. A device that met memory that cannot be read has done nothing yet. */
+static void access_end(Cpu *c) {
+    upcall_end(c);
+    if (likely(!c->upcall_again)) return;
+    c->upcall_again = false;
+    c->exit_reason = EXIT_PAGEIN;
+    cpu_pend(c, PEND_EXIT);
+    exc_restart(c);
 }
 
 INLINE u64 ones(unsigned n) { return n >= 8 ? ~0ull : BIT(8 * n) - 1; }
@@ -73,7 +84,7 @@ u32 io_in(Cpu *c, u32 port, unsigned n) {
     if (!c->machine->up.pio_read) return (u32)ones(n);
     upcall_begin(c);
     u32 v = c->machine->up.pio_read(c->id, port, n);
-    upcall_end(c);
+    access_end(c);
     return v & (u32)ones(n);
 }
 
@@ -82,7 +93,7 @@ void io_out(Cpu *c, u32 port, unsigned n, u32 v) {
     if (ring_doorbell(c, false, port, n, v) || !c->machine->up.pio_write) return;
     upcall_begin(c);
     c->machine->up.pio_write(c->id, port, n, v & (u32)ones(n));
-    upcall_end(c);
+    access_end(c);
 }
 
 void io_in_string(Cpu *c, u32 port, unsigned n, unsigned count, void *buf) {
@@ -93,7 +104,7 @@ void io_in_string(Cpu *c, u32 port, unsigned n, unsigned count, void *buf) {
     }
     upcall_begin(c);
     c->machine->up.pio_read_string(c->id, port, n, count, buf);
-    upcall_end(c);
+    access_end(c);
 }
 
 void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf) {
@@ -101,7 +112,7 @@ void io_out_string(Cpu *c, u32 port, unsigned n, unsigned count, const void *buf
     if (!c->machine->up.pio_write_string) return;
     upcall_begin(c);
     c->machine->up.pio_write_string(c->id, port, n, count, buf);
-    upcall_end(c);
+    access_end(c);
 }
 
 int io_intack(Cpu *c) {
@@ -151,7 +162,7 @@ static u64 device_read(Cpu *c, u64 gpa, unsigned n) {
     if (!m->up.mmio_read || unmapped(m, gpa)) return ones(n);
     upcall_begin(c);
     v = m->up.mmio_read(c->id, gpa, n);
-    upcall_end(c);
+    access_end(c);
     return v & ones(n);
 }
 
@@ -173,5 +184,5 @@ void mmio_write(Cpu *c, u64 gpa, unsigned n, u64 v) {
     if (ring_doorbell(c, true, gpa, n, v) || !m->up.mmio_write || unmapped(m, gpa)) return;
     upcall_begin(c);
     m->up.mmio_write(c->id, gpa, n, v);
-    upcall_end(c);
+    access_end(c);
 }

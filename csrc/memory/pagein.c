@@ -1,8 +1,9 @@
 /* What happens when a page of guest RAM that is mapped from a file cannot be read.
  *
  * A guest instruction that touched it is abandoned and starts again when the machine goes on:
- * nothing is lost, and the page is tried again. Anybody else (a device's DMA, the monitor) cannot be
- * taken back: the page becomes zeros and counts as lost. In both cases the main loop is told, which stops the machine.
+ * nothing is lost, and the page is tried again. Devices and the monitor claim pages before they touch them
+ * (pagein_claim) and are told if one cannot be read. Whoever did not cannot be taken back: the page becomes zeros and
+ * counts as lost. In all cases the main loop is told, which stops the machine.
  *
  * The handler runs first for SIGBUS at an address in guest RAM and passes everything else on. It makes system calls and
  * stores to words of its own, nothing more. */
@@ -10,6 +11,7 @@
 
 #include "memory/safepoint.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -81,6 +83,26 @@ static void on_sigbus(int signal, siginfo_t *info, void *context) {
         mmap((void *)(address & PAGE_MASK), PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
              -1, 0);
     tell(m, !restart);
+}
+
+/* Or'ing zero gives the process its own copy without hiding a store by somebody else. */
+static void touch(u8 *page, bool keep) {
+    if (keep) __atomic_fetch_or(page, 0, __ATOMIC_RELAXED);
+    else (void)*(volatile u8 *)page;
+}
+
+int pagein_claim(Machine *m, u64 ram_off, u64 size, bool keep) {
+    if (!m->mapped || !size) return 0;
+    PageinGuard here;
+    if (sigsetjmp(here.back, 0)) {
+        tell(m, false);
+        return -EIO;
+    }
+    u8 *first = m->ram_base + (ram_off & PAGE_MASK), *end = m->ram_base + ram_off + size;
+    pagein_guard_set(&here);
+    for (u8 *page = first; page < end; page += PAGE_SIZE) touch(page, keep);
+    pagein_guard_set(NULL);
+    return 0;
 }
 
 void pagein_watch(Machine *m, int fd) {

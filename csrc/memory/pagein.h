@@ -16,6 +16,10 @@ void pagein_guard_set(PageinGuard *guard);
  */
 extern bool (*pagein_translated_hook)(Cpu *c, void *ucontext);
 
+/* Before a device touches this stretch of the RAM space: the pages are there, and, with `keep`, stay there, being the
+ * process's own from then on. -EIO: one of them cannot be read; the main loop is told, nothing is lost. */
+int pagein_claim(Machine *m, u64 ram_off, u64 size, bool keep);
+
 /* From now on failing pages of m are caught. fd: an eventfd that is told. */
 void pagein_watch(Machine *m, int fd);
 void pagein_unwatch(Machine *m);

@@ -87,6 +87,7 @@ int ram_load(Machine *m, const RamExtent *extents, u32 n, bool map) {
     if (!valid_extents(m, extents, n)) return -EINVAL;
     exclusive_begin(m, NULL);
     int result = map ? load_by_mapping(m, extents, n) : load_by_reading(m, extents, n);
+    m->mapped = map && n;
     if (!result) all_changed(m);
     exclusive_end(m, NULL);
     return result;
@@ -153,11 +154,13 @@ static bool is_zero(const u64 *words, u64 size) {
     return true;
 }
 
-void ram_nonzero(const Machine *m, u64 ram_off, u64 size, u64 granule, u8 *out) {
+int ram_nonzero(Machine *m, u64 ram_off, u64 size, u64 granule, u8 *out) {
     for (u64 at = 0; at < size; at += granule) {
         u64 part = size - at < granule ? size - at : granule;
+        if (pagein_claim(m, ram_off + at, part, false)) return -EIO;
         *out++ = !is_zero((const u64 *)(const void *)(m->ram_base + ram_off + at), part);
     }
+    return 0;
 }
 
 /* A page that cannot be read in sends us back to the sigsetjmp; nothing but `to` was written by then. */

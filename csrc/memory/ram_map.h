@@ -13,8 +13,8 @@ typedef struct RamExtent {
 
 int ram_load(Machine *m, const RamExtent *extents, u32 n, bool map);
 i64 ram_restore(Machine *m, int client, const RamExtent *extents, u32 n, u64 limit);
-/* One byte for each granule (page aligned): whether it holds anything but zeros. */
-void ram_nonzero(const Machine *m, u64 ram_off, u64 size, u64 granule, u8 *out);
+/* One byte for each granule (page aligned): whether it holds anything but zeros. -EIO: a page cannot be read. */
+int ram_nonzero(Machine *m, u64 ram_off, u64 size, u64 granule, u8 *out);
 int ram_detach(Machine *m, u64 ram_off, u64 size);
 
 #endif

@@ -56,6 +56,7 @@ typedef struct Machine {
     volatile u32 pause; /* how many want the vCPUs parked */
 
     volatile u32 pagein_failed, pagein_lost; /* memory/pagein.c */
+    bool mapped;                             /* parts of RAM may lie in a file */
     i32 pagein_fd;
 
     /* Set by apic/: tried before the upcall. */

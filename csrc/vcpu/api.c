@@ -94,6 +94,7 @@ static int ram_in_bounds(const Machine *m, u64 ram_off, u64 n) {
 
 int qpy_ram_store(QpyMachine *m, uint64_t ram_off, const void *buf, uint64_t n) {
     if (!ram_in_bounds(m, ram_off, n)) return -EFAULT;
+    if (pagein_claim(m, ram_off, n, true)) return -EIO;
     memcpy(machine_ram_host(m, ram_off), buf, n);
     ram_changed(m, ram_off, n);
     return 0;
@@ -155,11 +156,16 @@ int64_t qpy_ram_restore(QpyMachine *m, int client, const QpyRamExtent *extents, 
 }
 int qpy_ram_nonzero(QpyMachine *m, uint64_t ram_off, uint64_t size, uint64_t granule, uint8_t *out) {
     if (!ram_in_bounds(m, ram_off, size) || (ram_off | size | granule) & ~PAGE_MASK || !granule) return -EINVAL;
-    ram_nonzero(m, ram_off, size, granule, out);
-    return 0;
+    return ram_nonzero(m, ram_off, size, granule, out);
 }
 int qpy_ram_detach(QpyMachine *m, uint64_t ram_off, uint64_t size) { return ram_detach(m, ram_off, size); }
+int qpy_ram_claim(QpyMachine *m, uint64_t ram_off, uint64_t size, int keep) {
+    return ram_in_bounds(m, ram_off, size) ? pagein_claim(m, ram_off, size, keep != 0) : -EFAULT;
+}
 void qpy_pagein_watch(QpyMachine *m, int fd) { pagein_watch(m, fd); }
+void qpy_upcall_again(void) {
+    if (current_cpu) current_cpu->upcall_again = true;
+}
 uint32_t qpy_pagein_failures(QpyMachine *m, uint32_t *lost) { return pagein_failures(m, lost); }
 
 static Doorbell doorbell(int mmio, u64 addr, u32 size, int match, u64 value, int fd) {
@@ -297,9 +303,17 @@ uint32_t qpy_vcpu_handlers(QpyVcpu *v, QpyHandlerCount *out, uint32_t max) {
     return n;
 }
 
-int qpy_vcpu_translate(QpyVcpu *v, uint64_t lin, uint64_t *gpa) {
-    return mmu_translate_debug(v, lin, gpa) ? 0 : -EFAULT;
+/* A page table that cannot be read in maps nothing. */
+static bool translate(Cpu *c, u64 lin, u64 *gpa) {
+    PageinGuard guard;
+    if (sigsetjmp(guard.back, 0)) return false;
+    pagein_guard_set(&guard);
+    bool found = mmu_translate_debug(c, lin, gpa);
+    pagein_guard_set(NULL);
+    return found;
 }
+
+int qpy_vcpu_translate(QpyVcpu *v, uint64_t lin, uint64_t *gpa) { return translate(v, lin, gpa) ? 0 : -EFAULT; }
 
 /* Page by page; the number of bytes done before the first page that is not mapped, or not RAM. */
 static i64 debug_access(Cpu *c, u64 lin, u8 *buf, u64 n, bool write) {
@@ -307,7 +321,7 @@ static i64 debug_access(Cpu *c, u64 lin, u8 *buf, u64 n, bool write) {
     while (done < n) {
         u64 gpa, part = PAGE_SIZE - (lin + done) % PAGE_SIZE;
         if (part > n - done) part = n - done;
-        if (!mmu_translate_debug(c, lin + done, &gpa)) break;
+        if (!translate(c, lin + done, &gpa)) break;
         if (write ? dma_write(c->machine, gpa, buf + done, part) : dma_read(c->machine, gpa, buf + done, part)) break;
         done += part;
     }

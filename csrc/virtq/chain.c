@@ -1,6 +1,8 @@
 /* A descriptor chain to pieces of RAM (virtio 1.2, 2.7.5). */
 #include "virtq/chain.h"
 
+#include "memory/pagein.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -33,7 +35,10 @@ int virtq_break(Virtq *q, const char *format, ...) {
 
 static int fetch(Virtq *q, const Table *t, u32 index, Desc *d) {
     if (t->host) memcpy(d, t->host + index * sizeof *d, sizeof *d);
-    else if (dma_read(q->m, t->gpa + index * sizeof *d, d, sizeof *d)) return virtq_break(q, "Cannot read descriptor");
+    else {
+        int result = dma_read(q->m, t->gpa + index * sizeof *d, d, sizeof *d);
+        if (result) return result == -EIO ? result : virtq_break(q, "Cannot read descriptor");
+    }
     return 0;
 }
 
@@ -59,7 +64,9 @@ static int add_buffer(Virtq *q, Pieces *p, const Desc *d) {
         u64 part = left;
         u8 *host = dma_map(q->m, gpa, &part, p->writing);
         if (!host) return virtq_break(q, "bogus descriptor or out of resources");
-        int result = add_piece(q, p, (u64)(host - q->m->ram_base), part);
+        u64 ram_off = (u64)(host - q->m->ram_base);
+        int result = pagein_claim(q->m, ram_off, part, true);
+        if (!result) result = add_piece(q, p, ram_off, part);
         if (result) return result;
         gpa += part;
         left -= part;
@@ -73,7 +80,7 @@ static int indirect_table(Virtq *q, const Desc *d, Table *t) {
     *t = (Table){.gpa = d->addr, .count = d->len / sizeof(Desc)};
     t->host = dma_map(q->m, d->addr, &part, false);
     if (part < d->len) t->host = NULL;
-    return 0;
+    return t->host ? pagein_claim(q->m, (u64)(t->host - q->m->ram_base), part, true) : 0;
 }
 
 int virtq_walk(Virtq *q, u32 head, Pieces *p) {

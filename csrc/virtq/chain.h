@@ -11,7 +11,7 @@ typedef struct Pieces {
     u64 total; /* bytes */
 } Pieces;
 
-/* The pieces of the chain at `head`. -EPROTO: the queue is broken now. */
+/* The pieces of the chain at `head`. -EPROTO: the queue is broken now; -EIO: memory cannot be read now. */
 int virtq_walk(Virtq *q, u32 head, Pieces *p);
 __attribute__((format(printf, 2, 3))) int virtq_break(Virtq *q, const char *format, ...);
 

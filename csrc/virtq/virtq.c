@@ -1,5 +1,6 @@
 /* The rings: taking chains from the available ring and giving them back by the used ring (virtio 1.2, 2.7.6-2.7.10). */
 #include "virtq/virtq.h"
+#include "memory/pagein.h"
 #include "virtq/chain.h"
 
 #include <errno.h>
@@ -51,6 +52,7 @@ int virtq_setup(Virtq *q, u32 size, u64 desc, u64 avail, u64 used, bool event_id
 void virtq_restore(Virtq *q, u16 last_avail, u16 used_idx) {
     q->last_avail = last_avail;
     q->used_idx = used_idx;
+    q->located = false;   /* memory may have been replaced */
     q->signalled = false; /* better one interrupt too many */
     q->armed = true;
     forget_chains(q);
@@ -64,16 +66,21 @@ static bool locate(Machine *m, VirtqPart *p, bool write) {
     return true;
 }
 
-/* The host addresses of the ring's parts are good. */
+static int claim(Virtq *q, const VirtqPart *p) { return pagein_claim(q->m, p->ram_off, p->size, true); }
+
+/* The host addresses of the ring's parts are good. -EPROTO; -EIO: memory cannot be read now. */
 static int ready(Virtq *q) {
     if (q->broken) return -EPROTO;
     if (!q->size) return virtq_break(q, "The queue is not set up");
     if (q->desc.gpa & 15 || q->avail.gpa & 1 || q->used.gpa & 3) return virtq_break(q, "Misaligned ring");
-    if (q->view_generation == q->m->view_generation && q->used.host) return 0;
+    if (q->view_generation == q->m->view_generation && q->located) return 0;
+    q->located = false;
     if (!locate(q->m, &q->desc, false)) return virtq_break(q, "Cannot map desc");
     if (!locate(q->m, &q->avail, false)) return virtq_break(q, "Cannot map avail");
     if (!locate(q->m, &q->used, true)) return virtq_break(q, "Cannot map used");
+    if (claim(q, &q->desc) || claim(q, &q->avail) || claim(q, &q->used)) return -EIO;
     q->view_generation = q->m->view_generation;
+    q->located = true;
     return 0;
 }
 
@@ -119,7 +126,7 @@ static int remember(Virtq *q, u32 head, const Pieces *p) {
     return 0;
 }
 
-/* Words written, 0 if they do not fit, or -EPROTO. */
+/* Words written, 0 if they do not fit, -EPROTO or -EIO. */
 static i64 take(Virtq *q, u32 head, u64 *out, u32 room) {
     VirtqPiece pieces[VIRTQ_MAX_PIECES];
     Pieces p = {.at = pieces};
@@ -154,6 +161,7 @@ i64 virtq_pop(Virtq *q, u64 *out, u32 room, u32 limit) {
     for (i64 i = 0; i < n && i < limit; i++) {
         u32 head = load16(&q->avail, AVAIL_RING + 2 * (q->last_avail & (q->size - 1)));
         result = take(q, head, out + words, room - (u32)words);
+        if (result == -EIO && words) break; /* the next call says so */
         if (result < 0) return result;
         if (!result) break;
         words += result;
@@ -188,11 +196,12 @@ static bool wants_interrupt(Virtq *q) {
 
 int virtq_push(Virtq *q, u32 head, u32 written) {
     if (head >= q->size || !q->chain[head].taken) return -EINVAL;
+    int result = ready(q);
+    if (result == -EIO) return result;
     VirtqChain *c = &q->chain[head];
     mark_written(q, c, written);
     c->taken = false;
     q->in_use--;
-    int result = ready(q);
     if (result) return result;
     u32 at = USED_RING + 8 * (q->used_idx & (q->size - 1)), element[2] = {head, written};
     memcpy(q->used.host + at, element, sizeof element);

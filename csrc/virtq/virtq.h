@@ -35,6 +35,7 @@ typedef struct Virtq {
     VirtqPart desc, avail, used;
     bool event_idx, notify_on_empty;
     bool broken;
+    bool located;   /* the parts' host addresses are known and their pages are there */
     bool armed;     /* the guest was told to notify */
     bool signalled; /* since set-up or restore */
     u16 last_avail, used_idx;
@@ -53,11 +54,12 @@ void virtq_restore(Virtq *q, u16 last_avail, u16 used_idx);
 
 /* Takes up to `limit` chains. Of each: head, number of readable and of writable pieces, then ram_off and size of every
  * piece, the readable ones first. The number of words in out; 0: nothing is available and the guest will notify;
- * -EPROTO: broken. */
+ * -EPROTO: broken; -EIO: memory cannot be read now, nothing was taken. The memory of a chain taken is there to stay. */
 i64 virtq_pop(Virtq *q, u64 *out, u32 room, u32 limit);
 /* Takes the chain with this head, which an earlier pop of another queue object took already. */
 i64 virtq_retake(Virtq *q, u32 head, u64 *out, u32 room);
-/* Gives a chain back with the number of bytes written from its start. 1: the guest wants an interrupt; 0; -EPROTO. */
+/* Gives a chain back with the number of bytes written from its start. 1: the guest wants an interrupt; 0; -EPROTO;
+ * -EIO: memory cannot be read now, the chain is still taken. */
 int virtq_push(Virtq *q, u32 head, u32 written);
 /* The heads of all chains taken. */
 u32 virtq_taken(const Virtq *q, u16 *heads, u32 room);

@@ -84,12 +84,21 @@ class CoreMemory(Protocol):
     blocks: list[RamBlock]
     """Every block taken, in order of their offsets."""
 
+    @property
+    def mapped(self) -> bool:
+        """Parts of it may lie in a file."""
+
     def alloc(self, name: str, size: int) -> RamBlock:
         """A zeroed block, page aligned in RAM space; BackendError when the host has not enough memory."""
 
     def view(self, offset: int, size: int) -> memoryview:
         """View of RAM space. Not to be kept beyond an upcall or safe point, except by a disk request, which is drained
-        before RAM is replaced; whoever writes through it calls `changed` afterwards."""
+        before RAM is replaced; whoever writes through it calls `changed` afterwards. PageInError, as in `scatter`,
+        `store` and `nonzero`: some of it lies in a file that cannot be read."""
+
+    def claim(self, offset: int, size: int) -> None:
+        """Before a view that is kept, or a device that cannot stop half way: the pages are there, and stay there.
+        PageInError: some of them cannot be read."""
 
     def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
         """The RAM at guest-physical addresses, as `scatter.table` packs them; as for `view`, but `landed` is called in
@@ -137,11 +146,14 @@ class CoreMemory(Protocol):
         """Tell the eventfd `fd` when a mapped page cannot be read."""
 
     def page_in_failures(self) -> tuple[int, int]:
-        """How many failed since the last call, and how many of these became zeros because nobody could wait."""
+        """How many failed since the last call, and how many of these became zeros because who touched them had not
+        claimed them."""
 
 
 class PyCoreMemory:
     """RAM in a bytearray; the stores are noted for tests to look at."""
+
+    mapped = False
 
     def __init__(self) -> None:
         self._ram = bytearray()
@@ -157,6 +169,9 @@ class PyCoreMemory:
 
     def view(self, offset: int, size: int) -> memoryview:
         return memoryview(self._ram)[offset : offset + size]
+
+    def claim(self, offset: int, size: int) -> None:
+        pass
 
     def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
         return None

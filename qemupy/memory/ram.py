@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qemupy import trace
 from qemupy.memory.space import AddressSpace
@@ -17,6 +17,7 @@ class GuestRam:
     def __init__(self, space: AddressSpace) -> None:
         self.space = space
         self._core = space.core
+        self.waiting: list[Callable[[], None]] = []  # for memory that cannot be read
 
     def read(self, gpa: int, size: int) -> bytes:
         hit = self.space.find(gpa)
@@ -72,6 +73,7 @@ class GuestRam:
             hit = self.space.find(gpa)
             if hit is not None and (hit.direct_write if to_memory else hit.direct_read):
                 count = min(end, hit.end) - gpa
+                self._core.claim(hit.ram_offset(gpa), count)
                 found.append(self._core.view(hit.ram_offset(gpa), count))
             else:
                 trace.log_guest_error("DMA outside RAM at %#x", gpa)
@@ -97,6 +99,29 @@ class GuestRam:
             if hit is not None and hit.direct_write:
                 ranges.extend((hit.ram_offset(gpa), count))
             gpa += count
+
+    # Memory that lies in a snapshot's file, and cannot be read
+
+    def claim(self, pieces: bytes) -> None:
+        if not self._core.mapped or self._core.scatter(pieces, False) is not None:
+            return
+        for gpa, size in pairs(pieces):
+            end = gpa + size
+            while gpa < end:
+                hit = self.space.find(gpa)
+                count = min(end, hit.end if hit is not None else (gpa | 0xFFF) + 1) - gpa
+                if hit is not None and hit.direct_read:
+                    self._core.claim(hit.ram_offset(gpa), count)
+                gpa += count
+
+    def later(self, call: Callable[[], None]) -> None:
+        self.waiting.append(call)
+
+    def resume(self) -> None:
+        """The machine goes on: what devices put off is tried again."""
+        waiting, self.waiting = self.waiting, []
+        for call in waiting:
+            call()
 
     def read_int(self, gpa: int, size: int) -> int:
         return int.from_bytes(self.read(gpa, size), "little")

@@ -26,7 +26,8 @@ class Chain:
 
 
 class Virtqueue(Protocol):
-    """All calls with the BQL held. A ring whose content breaks the rules raises `VirtqueueError`."""
+    """All calls with the BQL held. A ring whose content breaks the rules raises `VirtqueueError`; PageInError: memory
+    cannot be read, and nothing has happened. The memory of a chain that was taken is there to stay."""
 
     def setup(self, size: int, desc: int, avail: int, used: int, flags: int) -> None:
         """Start on a ring of `size` (a power of two up to MAX_SIZE), its parts at these guest-physical addresses."""

@@ -111,8 +111,7 @@ class Checked:
 
         Wires are driven last. A timer that was late when the machine was saved makes an edge then, and if the
         interrupt controllers or local APICs were loaded behind it, that edge would be lost and never come again."""
-        for drive in self._vm.drives.values():
-            drive.forget_suspended()
+        self._vm.forget_waiting()
         self._vm.loop.virtual.set(self.virtual)
         for device, fields in self._devices:
             device.fill_fields(fields)

@@ -21,7 +21,7 @@ from qemupy.main_loop.jobs import Body, Step
 from qemupy.memory.core import DirtyClient, RamExtent
 from qemupy.migration import machine, vmstate
 from qemupy.migration.pages import pieces
-from qemupy.migration.stream import Run
+from qemupy.migration.stream import PAGE, Run
 from qemupy.migration.vmstate import RamWriter, StateImage
 from qemupy.records import record
 from qemupy.vm import RunState, Vm
@@ -129,6 +129,11 @@ class Loaded:
         self._evict = evict
         self.image.pin([(e.file_off, e.size) for e in self.extents], evict)
 
+    def beyond_end(self) -> list[RamExtent]:
+        """What is not in the file any more."""
+        end = os.fstat(self._fd).st_size
+        return [e for e in self.extents if e.file_off + e.size > -(-end // PAGE) * PAGE]
+
     def close(self) -> None:
         if self._evict is not None:
             self.image.unpin(self._evict)
@@ -159,15 +164,31 @@ class Snapshots:
         vm.on_close(lambda: os.close(self._failures))
 
     def _page_in_failed(self) -> None:
-        """Pages of RAM that lie in the image could not be read: the machine stops. An instruction that needs one is
-        tried again when it goes on; what a device or translated code met is lost."""
+        """Pages of RAM that lie in the image could not be read: the machine stops. Who needed one, be it a vCPU or a
+        device, tries again when it goes on."""
         os.eventfd_read(self._failures)
         failed, lost = self._memory.page_in_failures()
+        lost += self._cut_off()
         name = self.mapped.image.filename if self.mapped is not None else "the image"
         if failed:
             what = f"; {lost} pages are lost" if lost else ""
             sys.stderr.write(f"qemupy: {failed} reads of guest memory from '{name}' failed: Input/output error{what}\n")
-            self._vm.request_stop(RunState.INTERNAL_ERROR if lost else RunState.IO_ERROR)
+            if self._vm.running or lost:
+                self._vm.request_stop(RunState.INTERNAL_ERROR if lost else RunState.IO_ERROR)
+
+    def _cut_off(self) -> int:
+        """Pages written since the snapshot was loaded that are gone: when a file is made shorter, memory mapped from it
+        loses what lay there, the process's own copies too, and once the file is back it has the snapshot's pages. Known
+        while writes are logged, which this ends: the snapshot has to be loaded whole."""
+        mapped = self.mapped
+        if mapped is None or mapped is not self.base:
+            return 0
+        gone = mapped.beyond_end()
+        if not gone:
+            return 0
+        dirty = self._memory.dirty_fetch(DirtyClient.SNAPSHOT)
+        self._forget_base()
+        return sum(dirty.count(1, e.ram_off // PAGE, (e.ram_off + e.size) // PAGE) for e in gone)
 
     # Disks
 

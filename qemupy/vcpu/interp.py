@@ -16,7 +16,7 @@ from typing import Any
 from qemupy import trace
 from qemupy._core import ffi, lib
 from qemupy.accel_options import AccelConfig, Icount
-from qemupy.errors import BackendError, ConfigError
+from qemupy.errors import BackendError, ConfigError, PageInError
 from qemupy.main_loop.bql import Bql, CoreBql
 from qemupy.main_loop.clocks import CountingCore
 from qemupy.memory.core import PAGE, CoreMemory, CoreRange, DirtyClient, Doorbell, RamBlock, RamExtent
@@ -29,7 +29,11 @@ _by_vcpu: list[Upcalls] = []
 
 
 def _failed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """cffi does not say which call failed; with one machine in the process it is that machine's."""
+    """cffi does not say which call failed; with one machine in the process it is that machine's. An access that met
+    memory that cannot be read has done nothing yet: the vCPU leaves, and its instruction starts again."""
+    if isinstance(error, PageInError):
+        lib.qpy_upcall_again()
+        return
     for upcalls in {id(u): u for u in _by_vcpu}.values():
         upcalls.failed(error.with_traceback(traceback))
 
@@ -131,6 +135,7 @@ class InterpMemory:
         self._view = memoryview(b"")
         self.blocks: list[RamBlock] = []
         self._extents: tuple[Sequence[RamExtent], Any] = ((), ffi.NULL)
+        self.mapped = False  # parts of it may lie in a file
 
     def alloc(self, name: str, size: int) -> RamBlock:
         offset = int(lib.qpy_ram_alloc(self._machine, size))
@@ -142,13 +147,20 @@ class InterpMemory:
         return self.blocks[-1]
 
     def view(self, offset: int, size: int) -> memoryview:
+        if self.mapped:
+            _check_paged(lib.qpy_ram_claim(self._machine, offset, size, False))
         return self._view[offset : offset + size]
+
+    def claim(self, offset: int, size: int) -> None:
+        if self.mapped:
+            _check_paged(lib.qpy_ram_claim(self._machine, offset, size, True))
 
     def scatter(self, pieces: bytes, to_memory: bool) -> Scatter | None:
         out = bytearray(8 + len(pieces))
         count = lib.qpy_dma_scatter(self._machine, words(pieces), len(pieces) // PIECE, to_memory, words(out))
-        if count < 0:
+        if count == -errno.EFAULT:
             return None
+        _check_paged(count)
         return Scatter(bytes(memoryview(out)[8 : 8 + PIECE * count]), int.from_bytes(out[:8], "little"))
 
     def landed(self, scatter: Scatter) -> None:
@@ -163,7 +175,7 @@ class InterpMemory:
             raise BackendError("the core refuses the memory map")
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        lib.qpy_ram_store(self._machine, offset, ffi.from_buffer(data), len(data))
+        _check_paged(lib.qpy_ram_store(self._machine, offset, ffi.from_buffer(data), len(data)))
 
     def changed(self, ranges: array[int]) -> None:
         lib.qpy_ram_changed(self._machine, ffi.from_buffer("uint64_t[]", ranges), len(ranges) // 2)
@@ -182,7 +194,7 @@ class InterpMemory:
 
     def nonzero(self, offset: int, size: int, granule: int = PAGE) -> bytes:
         out = ffi.new("uint8_t[]", -(-size // granule))
-        _check(lib.qpy_ram_nonzero(self._machine, offset, size, granule, out))
+        _check_paged(lib.qpy_ram_nonzero(self._machine, offset, size, granule, out))
         return bytes(ffi.buffer(out))
 
     def _table(self, extents: Sequence[RamExtent]) -> Any:
@@ -194,6 +206,7 @@ class InterpMemory:
 
     def load(self, extents: Sequence[RamExtent], map: bool) -> None:
         _check(lib.qpy_ram_load(self._machine, self._table(extents), len(extents), map))
+        self.mapped = map and bool(extents)
 
     def restore(self, client: DirtyClient, extents: Sequence[RamExtent], limit: int) -> int | None:
         count = int(lib.qpy_ram_restore(self._machine, client, self._table(extents), len(extents), limit))
@@ -216,6 +229,12 @@ def _check(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result
+
+
+def _check_paged(result: int) -> None:
+    """What is asked for lies within RAM, so that this is the only thing that can fail."""
+    if result == -errno.EIO:
+        raise PageInError("guest memory cannot be read from the image: Input/output error")
 
 
 class InterpVcpu:

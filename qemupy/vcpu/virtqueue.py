@@ -6,6 +6,7 @@ import errno
 from typing import Any
 
 from qemupy._core import ffi, lib
+from qemupy.errors import PageInError
 from qemupy.memory.virtqueue import MAX_SIZE, Chain, VirtqueueError
 from qemupy.scatter import Scatter
 
@@ -35,6 +36,8 @@ class CoreVirtqueue:
             return result
         if result == -errno.EPROTO:
             raise VirtqueueError(ffi.string(lib.qpy_virtq_error(self._handle)).decode())
+        if result == -errno.EIO:
+            raise PageInError("a virtqueue in guest memory cannot be read from the image: Input/output error")
         raise ValueError(f"not a chain that was taken ({result})")
 
     def _chains(self, count: int) -> list[Chain]:

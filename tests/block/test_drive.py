@@ -70,6 +70,31 @@ def test_reads_of_what_the_host_has_in_memory(host: Host, image: Path, monkeypat
     assert drive.counts.operations["rd"] == 1
 
 
+def test_memory_that_cannot_be_read_stops_the_machine_whatever_the_policy(
+    host: Host, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request waits and is done when the machine goes on; the guest hears of no error."""
+    drive = host.drive(f"file={image},format=raw,werror=ignore,rerror=report")
+    stopped: list[int] = []
+    drive.on_stop = lambda drive, error: stopped.append(error)
+    errors: list[int] = []
+    with monkeypatch.context() as patch:
+
+        def fault(offset: int, buffers: object) -> None:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+        patch.setattr(drive.node, "readv", fault)
+        patch.setattr(drive.node, "writev", fault)
+        patch.setattr(drive.node, "read_cached", lambda offset, buffers: False)
+        drive.read(0, bytearray(512), errors.append)
+        drive.write(0, b"written", errors.append)
+        assert host.loop.run_until(lambda: len(stopped) == 2)
+    assert stopped == [errno.EFAULT] * 2 and not errors
+    drive.retry()
+    assert host.loop.run_until(lambda: len(errors) == 2) and errors == [0, 0]
+    assert image.read_bytes()[:7] == b"written"
+
+
 def test_readonly_and_odd_length(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "odd"
     path.write_bytes(b"x" * 700)

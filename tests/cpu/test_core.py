@@ -215,3 +215,35 @@ def test_dma_bounds() -> None:
 
 def test_assembler_is_not_lying() -> None:
     assert assemble("mov eax, 1", 32) == b"\xb8\x01\x00\x00\x00"
+
+
+@pytest.mark.parametrize("accel", ["interp", "dbt"])
+def test_an_access_that_could_not_be_served_starts_again(accel: str) -> None:
+    """Port and device-memory accesses of every kind; each is refused once, and what came before is not done twice."""
+    with RawGuest(accel=accel) as guest:
+        asked: list[str] = []
+
+        def serve(what: str, value: int = 0) -> int:
+            asked.append(what)
+            if asked.count(what) == 1:
+                lib.qpy_upcall_again()
+                return 0xFF
+            return value
+
+        def store(what: str) -> None:
+            serve(what)
+
+        guest.pio_read = lambda port, size: serve("in", 0x21)
+        guest.pio_write = lambda port, size, value: store(f"out {value:#x}")
+        guest.mmio_read = lambda gpa, size: serve("load", 0x43)
+        guest.mmio_write = lambda gpa, size, value: store(f"store {value:#x}")
+        guest.set_view([guest.ram_range(), {"gpa": 0x20000000, "size": 0x1000, "kind": lib.QPY_RANGE_MMIO}])
+        guest.start32("mov ebx, 1; in al, 0x60; inc ebx; out 0x80, al; inc ebx; add bl, [0x20000000]\n"
+                      "mov [0x20000008], ebx; mov ecx, 2; mov edi, 0x20000010; mov esi, 0x5000\n"
+                      "mov dword ptr [esi], 7; rep movsd; hlt")
+        exits = []
+        while not exits or exits[-1] != lib.QPY_EXIT_HALT:
+            exits.append(guest.run(100_000))
+        assert exits == [lib.QPY_EXIT_PAGEIN] * 6 + [lib.QPY_EXIT_HALT]
+        assert guest.reg("rbx") == 3 + 0x43 and guest.reg("rcx") == 0 and guest.reg("rdi") == 0x20000018
+        assert [asked.count(what) for what in ("in", "out 0x21", "load", "store 0x46", "store 0x7")] == [2, 2, 2, 2, 2]

@@ -123,6 +123,21 @@ def test_transfer_waits_for_the_dma_channel(rig: Rig) -> None:
     assert rig.irq.level and rig.result()[:2] == b"\0\0" and rig.ram.read(0x5000, 512) == sector(0)
 
 
+@pytest.mark.parametrize("to_memory", [True, False])
+def test_memory_that_cannot_be_read_is_waited_for(rig: Rig, to_memory: bool) -> None:
+    rig.seek(1)
+    rig.ram.write(0x5000, b"\x5a" * 512)
+    rig.set_dma(0x5000, 512, to_memory)
+    rig.ram.unreadable = range(0x5000, 0x6000)
+    assert rig.command(0x46 if to_memory else 0x45, 0, 1, 0, 1, 2, 18, 0x1B, 0xFF) == b"" and not rig.irq.level
+    rig.ram.resume()
+    rig.image.run()
+    assert rig.irq.level and rig.result() == bytes((0, 0, 0, 1, 0, 2, 2))
+    assert (rig.ram.read(0x5000, 512) if to_memory else rig.image.data[36 * 512 : 37 * 512]) == (
+        sector(36) if to_memory else b"\x5a" * 512
+    )
+
+
 def test_missing_addresses(rig: Rig) -> None:
     rig.seek(0)
     assert rig.command(0x46, 0, 0, 0, 19, 2, 18, 0x1B, 0xFF)[:2] == b"\x40\x04"

@@ -223,9 +223,34 @@ def test_a_page_that_cannot_be_read_stops_the_machine_until_it_can(process: Proc
         deadline = time.monotonic() + 10 * SCALE
         while "io-error" not in run("info status"):
             assert time.monotonic() < deadline
-        assert "Input/output error" in process.stderr
+        assert "a.qcow2' failed: Input/output error" in process.stderr and "lost" not in process.stderr
         file.seek(0)
         file.write(data)
+    run("cont")
+    process.wait_passes()
+    assert run("info status") == "VM status: running"
+
+
+def test_what_was_written_to_memory_goes_with_the_end_of_the_file(process: Process, tmp_path: Path) -> None:
+    """The kernel drops it, so that the machine cannot go on as it was; the snapshot can be loaded again."""
+    run, image = process.mon.run, tmp_path / "a.qcow2"
+    run("savevm one")
+    run("savevm two")
+    assert run("loadvm one") == ""
+    process.wait_passes()
+    run("stop")
+    data = image.read_bytes()
+    image.chmod(0o600)
+    with image.open("r+b") as file:
+        file.truncate(1 << 18)
+        run("cont")
+        deadline = time.monotonic() + 10 * SCALE
+        while "internal-error" not in run("info status"):
+            assert time.monotonic() < deadline
+        assert "pages are lost" in process.stderr
+        file.seek(0)
+        file.write(data)
+    assert run("loadvm one") == ""
     run("cont")
     process.wait_passes()
     assert run("info status") == "VM status: running"

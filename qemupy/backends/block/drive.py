@@ -5,7 +5,8 @@ even then its completion comes from the main loop, because a device must not be 
 One that can do without a completion uses `read_now`.
 
 What happens on an I/O error is the drive's policy (`werror`, `rerror`): the guest is told, or is not, or the machine
-stops and the request waits until the machine goes on, when it is tried again.
+stops and the request waits until the machine goes on, when it is tried again. EFAULT always stops it: that is not the
+disk, but guest memory that lies in a snapshot's file and cannot be read.
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ class Drive:
         self.in_flight -= 1
         self.counts.add(request, error)
         if error:
-            action = self.policy.on_error(request.kind, error)
+            action = self.policy.on_error(request.kind, error) if error != errno.EFAULT else "stop"
             if action == "stop" and self.on_stop is not None:
                 self.suspended.append(request)
                 self.on_stop(self, error)

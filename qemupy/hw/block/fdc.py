@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from qemupy.backends.block.base import BlockBackend
+from qemupy.errors import PageInError
 from qemupy.hw.block.floppy_media import Geometry, geometry
 from qemupy.hw.core import (
     Device,
@@ -55,6 +56,8 @@ class IsaDma(Protocol):
     def to_memory(self, n: int, data: bytes | bytearray | memoryview) -> tuple[int, bool]: ...
 
     def from_memory(self, n: int, size: int) -> tuple[bytes, bool]: ...
+
+    def later(self, call: Callable[[], None]) -> None: ...
 
 
 class FloppyDrive(State):
@@ -399,16 +402,22 @@ class Fdc(Device):
         """The DMA controller can serve the channel."""
         if not self.waiting:
             return
+        try:
+            if self.writing:
+                data, ended = self.dma.from_memory(DMA_CHANNEL, self.moved)
+            else:
+                taken, ended = self.dma.to_memory(DMA_CHANNEL, self.data)
+        except PageInError:
+            self.dma.later(self.dma_ready)
+            return
         self.waiting = False
         self.dma.request(DMA_CHANNEL, False)
         if self.writing:
-            self._take_data()
-            return
-        taken, ended = self.dma.to_memory(DMA_CHANNEL, self.data)
-        self._after(-(-taken // SECTOR), ended)
+            self._take_data(data, ended)
+        else:
+            self._after(-(-taken // SECTOR), ended)
 
-    def _take_data(self) -> None:
-        data, ended = self.dma.from_memory(DMA_CHANNEL, self.moved)
+    def _take_data(self, data: bytes, ended: bool) -> None:
         sectors = -(-len(data) // SECTOR)
         medium, unit = self.medium(self.unit), self.unit
         if medium is None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from qemupy.backends.block.base import BlockBackend
+from qemupy.errors import PageInError
 from qemupy.hw.block import ata_regs as ata
 from qemupy.hw.core import (
     Device,
@@ -54,7 +55,11 @@ class DmaEngine(Protocol):
     def running(self) -> bool: ...
 
     def open(self, size: int) -> int:
-        """A data phase of `size` bytes begins; how many of them the memory descriptors have room for."""
+        """A data phase of `size` bytes begins; how many of them the memory descriptors have room for. PageInError: the
+        memory cannot be read, and nothing has happened; once it has begun it will not fail in that way."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        """See `Dma.later`."""
 
     def read_memory(self, size: int) -> bytes:
         """The next bytes from guest memory."""
@@ -114,7 +119,7 @@ class IdeDrive(Device):
         """The guest has transferred the whole DRQ block."""
 
     def run_dma(self, engine: DmaEngine) -> None:
-        """The data phase begun with `begin_dma` can start."""
+        """The data phase begun with `begin_dma` can start. Opens `engine` before it does anything else."""
 
     def set_signature(self) -> None:
         self.count = self.lba_low = 1
@@ -185,7 +190,20 @@ class IdeDrive(Device):
         if engine is None:
             self.abort()
         elif engine.running:
+            self.engine_runs(engine)
+
+    def engine_runs(self, engine: DmaEngine) -> None:
+        """The bus master is there for the data phase that waits for it."""
+        epoch = self.epoch
+
+        def again() -> None:
+            if epoch == self.epoch and engine.running and self.phase in (DMA_IN, DMA_OUT):
+                self.engine_runs(engine)
+
+        try:
             self.run_dma(engine)
+        except PageInError:
+            engine.later(again)
 
     def cancel(self) -> None:
         """Abandon what is under way."""
@@ -307,7 +325,7 @@ class IdeChannel(Device):
         """The bus master was started; a drive may be waiting for it."""
         drive = self.drive
         if drive is not None and drive.phase in (DMA_IN, DMA_OUT) and self.engine is not None:
-            drive.run_dma(self.engine)
+            drive.engine_runs(self.engine)
 
     def engine_stopped(self) -> None:
         drive = self.drive

@@ -7,6 +7,7 @@ by ones) and the address of a table of descriptors (address, 16-bit count where 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from qemupy.hw.block.ide import IdeChannel
@@ -57,6 +58,10 @@ class BusMaster(State):
     def running(self) -> bool:
         return bool(self.status & ACTIVE) and self.function is not None and self.function.is_master
 
+    def later(self, call: Callable[[], None]) -> None:
+        assert self.dma is not None
+        self.dma.later(call)
+
     def open(self, size: int) -> int:
         """The table does not cross 64 KiB."""
         assert self.dma is not None
@@ -69,6 +74,7 @@ class BusMaster(State):
             self.pieces += pieces
             self.room += room
             at += len(data)
+        self.dma.claim(self.pieces)
         self._spare = self.room > size or not ended
         return min(self.room, size)
 

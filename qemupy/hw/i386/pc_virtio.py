@@ -57,6 +57,9 @@ class Host:
         else:
             self.post(self._calls[notifier])
 
+    def later(self, call: Callable[[], None]) -> None:
+        self._vm.dma.later(call)
+
     def on_resume(self, call: Callable[[], None]) -> None:
         self._vm.on_run_state(lambda state: call() if state == RunState.RUNNING else None)
 

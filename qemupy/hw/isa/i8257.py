@@ -82,7 +82,8 @@ class DmaPair(Device):
         )
 
     def to_memory(self, n: int, data: bytes | bytearray | memoryview) -> tuple[int, bool]:
-        """The device gives `data`; how many bytes were taken, and whether terminal count was reached."""
+        """The device gives `data`; how many bytes were taken, and whether terminal count was reached. PageInError: the
+        device may try again `later`."""
         channel = self.channels[n]
         size = self._room(n, len(data))
         if channel.mode & MODE_DIRECTION == MODE_TO_MEMORY:
@@ -92,7 +93,8 @@ class DmaPair(Device):
         return size, self._advance(n, size)
 
     def from_memory(self, n: int, size: int) -> tuple[bytes, bool]:
-        """The device asks for `size` bytes; what it got, and whether terminal count was reached."""
+        """The device asks for `size` bytes; what it got, and whether terminal count was reached. PageInError: as
+        above."""
         channel = self.channels[n]
         size = self._room(n, size)
         out = bytearray(size)
@@ -101,6 +103,10 @@ class DmaPair(Device):
                 piece = self.ram.read(gpa, length)
                 out[at : at + length] = piece[::-1] if channel.mode & MODE_DOWN else piece
         return bytes(out), self._advance(n, size)
+
+    def later(self, call: Callable[[], None]) -> None:
+        """See `Dma.later`."""
+        self.ram.later(call)
 
     def _room(self, n: int, size: int) -> int:
         unit = 2 if n > CASCADE else 1

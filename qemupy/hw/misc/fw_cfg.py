@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from qemupy.errors import DeviceError
+from qemupy.errors import DeviceError, PageInError
 from qemupy.hw.core import (
     Device,
     Dma,
@@ -24,6 +24,7 @@ from qemupy.hw.core import (
     u16,
     u32,
 )
+from qemupy.scatter import table
 
 SIGNATURE, ID, UUID, RAM_SIZE, NOGRAPHIC, NB_CPUS, MACHINE_ID = range(0x07)
 KERNEL_ADDR, KERNEL_SIZE, KERNEL_CMDLINE, INITRD_ADDR, INITRD_SIZE = range(0x07, 0x0C)
@@ -38,6 +39,7 @@ INVALID = 0xFFFF
 
 ID_TRADITIONAL, ID_DMA = 1, 2
 DMA_SIGNATURE = b"QEMU CFG"
+DMA_PADDING = 1 << 24  # bytes written past the end of an item
 DMA_ERROR, DMA_READ, DMA_SKIP, DMA_SELECT, DMA_WRITE = 1, 2, 4, 8, 16
 NAME_LENGTH = 55  # 56 with the terminating zero
 
@@ -200,7 +202,13 @@ class FwCfg(Device):
 
     def _run_command(self, address: int) -> None:
         """One FWCfgDmaAccess: control, length, address; the control word is the guest's sign of completion."""
-        control, length, target = struct.unpack(">IIQ", self.dma.read(address, 16))
+        try:
+            control, length, target = struct.unpack(">IIQ", self.dma.read(address, 16))
+            touched = min(length, len(self.current) + DMA_PADDING) if control & (DMA_READ | DMA_WRITE) else 0
+            self.dma.claim(table(((address, 16), (target, touched))))
+        except PageInError:
+            self.dma.later(lambda: self._run_command(address))
+            return
         if control & DMA_SELECT:
             self.select(control >> 16)
         if control & DMA_READ:
@@ -219,7 +227,7 @@ class FwCfg(Device):
         if data:
             self.dma.write(target, data)
         at = len(data)
-        while at < length and at - len(data) < 1 << 24:
+        while at < length and at - len(data) < DMA_PADDING:
             step = min(length - at, 1 << 16)
             self.dma.write(target + at, bytes(step))
             at += step

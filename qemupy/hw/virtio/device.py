@@ -17,9 +17,10 @@ What the guest may get wrong in its rings ends in `fail`: the device is broken u
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+from qemupy.errors import PageInError
 from qemupy.hw.core import (
     Device,
     State,
@@ -58,6 +59,9 @@ class VirtioHost(Protocol):
 
     def on_resume(self, call: Callable[[], None]) -> None:
         """`call` whenever the machine begins to run."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        """See `Dma.later`."""
 
 
 class Transport(Protocol):
@@ -241,6 +245,8 @@ class VirtioDevice(Device):
         while left > 0:
             try:
                 chains = queue.ring.pop(left)
+            except PageInError:
+                return  # the machine is about to stop, and all queues are served when it goes on
             except VirtqueueError as e:
                 self.fail(f"queue {queue.number}: {e}")
                 return
@@ -276,11 +282,20 @@ class VirtioDevice(Device):
 
         return call
 
+    def _later(self, call: Callable[[], None]) -> None:
+        """When the machine goes on after a PageInError."""
+        again = self.guarded(lambda error: call())
+        self.host.later(lambda: again(0))
+
     def complete(self, queue: VirtQueue, chain: Chain, written: int) -> None:
         """Give the chain back to the guest after `written` bytes of its writable part changed."""
-        queue.in_flight -= 1
         if queue.enabled and not self.broken:
-            self._push(queue, chain.head, written)
+            try:
+                self._push(queue, chain.head, written)
+            except PageInError:  # the ring was moved to memory that cannot be read
+                self._later(lambda: self.complete(queue, chain, written))
+                return
+        queue.in_flight -= 1
         if queue.resetting and not queue.in_flight:
             queue.reset()
         if self.reset_pending and not any(q.in_flight for q in self.queues):
@@ -340,15 +355,20 @@ class VirtioDevice(Device):
         queue.ring.restore(last_avail, used_idx)
         if self.broken or self.reset_pending:
             return
-        for chain in self._retake(queue, heads):
+        self._retake(queue, heads)
+
+    def _retake(self, queue: VirtQueue, heads: list[int]) -> None:
+        """Handle chains again; `heads` gets shorter by those that were."""
+        while heads:
+            try:
+                chain = queue.ring.retake(heads[0])
+            except PageInError:
+                self._later(lambda: self._retake(queue, heads))
+                break
+            except VirtqueueError as e:
+                self.fail(f"queue {queue.number}: {e}")
+                break
+            del heads[0]
             queue.in_flight += 1
             self.handle(queue, chain)
         self.handled()
-
-    def _retake(self, queue: VirtQueue, heads: list[int]) -> Iterator[Chain]:
-        for head in heads:
-            try:
-                yield queue.ring.retake(head)
-            except VirtqueueError as e:
-                self.fail(f"queue {queue.number}: {e}")
-                return
