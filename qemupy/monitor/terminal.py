@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from qemupy.monitor.hmp import PROMPT, Hmp
@@ -23,8 +23,11 @@ class TerminalMonitor:
         self._hmp.history = lambda: self._lines
         self._ended = threading.Event()
         self._saved: list[Any] | None = None
+        self._waiting: Callable[[], None] | None = None
+        self.held = False  # what is typed is for a machine that is still being loaded
 
     def start(self) -> None:
+        self._vm.chardevs.add_monitor(self)
         threading.Thread(target=self._main, name="monitor", daemon=True).start()
         self._vm.on_close(self._restore)
 
@@ -68,6 +71,18 @@ class TerminalMonitor:
                 self._lines.append(line)
                 sys.stdout.write(self._run(line))
 
+    def _take(self, run: Callable[[], None]) -> None:
+        """In the main loop. There is one line at most: the next is read when this one has its answer."""
+        if self.held:
+            self._waiting = run
+        else:
+            run()
+
+    def accept_input(self) -> None:
+        run, self._waiting = self._waiting, None
+        if run is not None:
+            run()
+
     def _run(self, line: str) -> str:
         done = threading.Event()
         answer: list[str] = []
@@ -76,7 +91,7 @@ class TerminalMonitor:
             answer.append(output)
             done.set()
 
-        self._vm.loop.post(lambda: self._hmp.run(line, answered))
+        self._vm.loop.post(lambda: self._take(lambda: self._hmp.run(line, answered)))
         while not done.wait(0.2):
             if self._ended.is_set():
                 return ""

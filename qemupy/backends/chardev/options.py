@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from qemupy import options
 from qemupy.backends.chardev.base import Chardev, NullChardev
@@ -27,6 +28,15 @@ SWITCHES = ("server", "wait", "telnet", "nodelay", "delay", "mux", "signal", "ap
 _ALIASES = {"memory": "ringbuf", "tty": "serial", "vc": "null"}
 
 
+class Frontend(Protocol):
+    """Whoever takes input: a chardev with its user, or the terminal's own monitor."""
+
+    held: bool  # it waits
+
+    def accept_input(self) -> None:
+        """Take what has come while it was held."""
+
+
 class Chardevs:
     """All chardevs of a machine by id, in the order of their making."""
 
@@ -35,8 +45,8 @@ class Chardevs:
         self.backends: dict[str, Chardev] = {}
         self.muxes: dict[str, Mux] = {}
         self.on_quit: Callable[[], None] | None = None
-        self._devices: list[Chardev] = []
-        self._monitors: list[Chardev] = []
+        self._devices: list[Frontend] = []
+        self._monitors: list[Frontend] = []
 
     def add(self, text: str) -> str:
         """`-chardev`; answers the id."""
@@ -135,6 +145,10 @@ class Chardevs:
         made.taken = True
         (self._monitors if monitor else self._devices).append(made)
         return made
+
+    def add_monitor(self, monitor: Frontend) -> None:
+        """One that is on no chardev."""
+        self._monitors.append(monitor)
 
     def hold_input(self, *, monitors: bool) -> None:
         """What is typed waits until `release_input`: devices, and with `monitors` those too, would take it in a machine
