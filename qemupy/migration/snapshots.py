@@ -494,9 +494,9 @@ def begin_with(vm: Vm, name: str) -> None:
             sys.stderr.write(f"qemupy: {error}\n")
             vm.request_shutdown("host-error", 1)
             return
-        vm.chardevs.release_input()
         if not vm.config.paused:
             vm.cont()
+        vm.chardevs.release_input()  # last: a `stop` among it is to last
 
     try:
         vm.jobs.start("loadvm", snapshots.load(name), done)

@@ -29,7 +29,7 @@ def until(terminal: int, wanted: bytes) -> bytes:
     got, deadline = b"", time.monotonic() + 20 * SCALE
     while wanted not in got:
         left = deadline - time.monotonic()
-        assert left > 0, got
+        assert left > 0, repr(got)
         if select.select([terminal], [], [], left)[0]:
             got += os.read(terminal, 65536)
             if b"\x1b[6n" in got:  # prompt_toolkit asks where the cursor is
