@@ -13,26 +13,38 @@ __attribute__((constructor)) static void fpu_host_init(void) {
     host_components = lo & (XCR0_X87 | XCR0_SSE | XCR0_AVX);
 }
 
-void fpu_make_live(Cpu *c) {
-    FpuState *f = &c->fpu;
-    if (f->live) return;
-    __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->host_mxcsr), "=m"(f->host_fcw));
+void fpu_poke(Cpu *c) {
+    const FpuState *f = &c->fpu;
+    if (!f->live) return;
     if (likely(host_components))
         __asm__ volatile("xrstor64 %0" : : "m"(f->area), "a"(host_components), "d"(0) : "memory");
     else __asm__ volatile("fxrstor64 %0" : : "m"(f->area) : "memory");
-    f->live = true;
 }
 
-void fpu_park(Cpu *c) {
+void fpu_peek(Cpu *c) {
     FpuState *f = &c->fpu;
     if (!f->live) return;
     if (likely(host_components)) {
         __asm__ volatile("xsave64 %0" : "+m"(f->area) : "a"(host_components), "d"(0) : "memory");
         *fpu_u64(c, XS_BV) = host_components; /* XSAVE has written components in their initial state too */
-        if (host_components & XCR0_AVX) __asm__ volatile(".byte 0xc5, 0xf8, 0x77"); /* vzeroupper */
     } else {
         __asm__ volatile("fxsave64 %0" : "=m"(f->area) : : "memory");
     }
+}
+
+void fpu_make_live(Cpu *c) {
+    FpuState *f = &c->fpu;
+    if (f->live) return;
+    __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->host_mxcsr), "=m"(f->host_fcw));
+    f->live = true;
+    fpu_poke(c);
+}
+
+void fpu_park(Cpu *c) {
+    FpuState *f = &c->fpu;
+    if (!f->live) return;
+    fpu_peek(c);
+    if (host_components & XCR0_AVX) __asm__ volatile(".byte 0xc5, 0xf8, 0x77"); /* vzeroupper */
     __asm__ volatile("fninit\n\tfldcw %1\n\tldmxcsr %0" : : "m"(f->host_mxcsr), "m"(f->host_fcw));
     f->live = false;
 }

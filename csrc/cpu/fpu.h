@@ -36,6 +36,10 @@ enum { FSW_ES = 1 << 7, FSW_B = 1 << 15, FSW_EXC = 0x3f, FCW_MASKS = 0x3f };
 /* Loads / saves the guest state. Parking restores the host's control words and leaves an empty x87 stack. */
 void fpu_make_live(Cpu *c);
 void fpu_park(Cpu *c);
+/* For what only looks at the state, or changes it: it stays where it is. Between the two `area` is right, and nothing
+ * may be raised; after a peek that is not followed by a poke `area` is no longer looked at. */
+void fpu_peek(Cpu *c);
+void fpu_poke(Cpu *c); /* what is live becomes what `area` holds */
 INLINE void fpu_ensure_live(Cpu *c) {
     if (unlikely(!c->fpu.live)) fpu_make_live(c);
 }

@@ -33,8 +33,8 @@ static u64 aligned_ea(Cpu *c, const Insn *in, unsigned align, bool write) {
 
 static void save_x87(Cpu *c, const Insn *in, u8 *p) {
     const FpuState *f = &c->fpu;
-    fpu_copy(p, f->area, 5);
-    p[5] = 0;
+    *(u32 *)p = *(const u32 *)f->area;
+    *(u16 *)(p + FX_FTW) = f->area[FX_FTW];
     *(u16 *)(p + FX_FOP) = f->fop;
     *(u64 *)(p + FX_FIP) = in->osz == 8 ? f->fip : (u32)f->fip | (u64)f->fcs << 32;
     *(u64 *)(p + FX_FDP) = in->osz == 8 ? f->fdp : (u32)f->fdp | (u64)f->fds << 32;
@@ -57,7 +57,10 @@ static void load_x87(Cpu *c, const Insn *in, const u8 *p) {
     f->fdp = in->osz == 8 ? dp : (u32)dp;
     f->fcs = in->osz == 8 ? 0 : (u16)(ip >> 32);
     f->fds = in->osz == 8 ? 0 : (u16)(dp >> 32);
-    for (unsigned i = 0; i < 8; i++) fpu_copy(f->area + FX_ST + 16 * i, p + FX_ST + 16 * i, 10);
+    for (unsigned i = FX_ST; i < FX_ST + 128; i += 16) {
+        *(u64 *)(f->area + i) = *(const u64 *)(p + i);
+        *(u16 *)(f->area + i + 8) = *(const u16 *)(p + i + 8);
+    }
     fpu_settle(c);
 }
 
@@ -65,7 +68,7 @@ void op_fxsave(Cpu *c, const Insn *in) {
     u8 buf[FX_BYTES] __attribute__((aligned(16)));
     u64 off = aligned_ea(c, in, 16, true);
     u8 *p = begin_partial(c, in, off, FX_BYTES, buf);
-    fpu_park(c);
+    fpu_peek(c);
     save_x87(c, in, p);
     save_mxcsr(c, p);
     if (c->cr4 & CR4_OSFXSR) fpu_copy(p + FX_XMM, c->fpu.area + FX_XMM, 16 * vector_regs(c));
@@ -78,11 +81,13 @@ void op_fxrstor(Cpu *c, const Insn *in) {
     const u8 *p = ld_wide(c, in->seg, off, FX_BYTES, buf);
     u32 mxcsr = *(const u32 *)(p + FX_MXCSR);
     if (c->cr4 & CR4_OSFXSR && mxcsr & ~FPU_MXCSR_MASK) exc_gp0(c);
-    fpu_park(c);
+    fpu_peek(c);
     load_x87(c, in, p);
-    if (!(c->cr4 & CR4_OSFXSR)) return;
-    *fpu_u32(c, FX_MXCSR) = mxcsr;
-    fpu_copy(c->fpu.area + FX_XMM, p + FX_XMM, 16 * vector_regs(c));
+    if (c->cr4 & CR4_OSFXSR) {
+        *fpu_u32(c, FX_MXCSR) = mxcsr;
+        fpu_copy(c->fpu.area + FX_XMM, p + FX_XMM, 16 * vector_regs(c));
+    }
+    fpu_poke(c);
 }
 
 /* Requested components: EDX:EAX & XCR0. */
@@ -106,7 +111,7 @@ static u64 in_use(Cpu *c) {
 }
 
 u64 fpu_xinuse(Cpu *c) {
-    fpu_park(c);
+    fpu_peek(c);
     return in_use(c) & c->xcr0;
 }
 
@@ -134,7 +139,7 @@ static void xsave(Cpu *c, const Insn *in, bool optimised) {
     u64 off = aligned_ea(c, in, 64, true), rfbm = requested(c);
     unsigned n = area_bytes(rfbm, 0);
     u8 *p = begin_partial(c, in, off, n, buf);
-    fpu_park(c);
+    fpu_peek(c);
     u64 used = in_use(c), *bv = (u64 *)(p + XS_BV);
     save_components(c, in, p, optimised ? rfbm & used : rfbm, 0);
     if (rfbm & (XCR0_SSE | XCR0_AVX)) save_mxcsr(c, p);
@@ -150,7 +155,7 @@ void op_xsavec(Cpu *c, const Insn *in) {
     u64 off = aligned_ea(c, in, 64, true), rfbm = requested(c), xcomp = rfbm | BIT(COMPACT);
     unsigned n = area_bytes(rfbm, xcomp);
     u8 *p = begin_partial(c, in, off, n, buf);
-    fpu_park(c);
+    fpu_peek(c);
     u64 used = in_use(c) & rfbm;
     if (rfbm & XCR0_SSE && *fpu_u32(c, FX_MXCSR) != FPU_MXCSR_INIT) used |= XCR0_SSE;
     save_components(c, in, p, used, xcomp);
@@ -199,13 +204,15 @@ void op_xrstor(Cpu *c, const Insn *in) {
     bool with_mxcsr = xcomp >> COMPACT ? rfbm & bv & XCR0_SSE : rfbm & (XCR0_SSE | XCR0_AVX);
     u32 mxcsr = *(const u32 *)(p + FX_MXCSR);
     if (with_mxcsr && mxcsr & ~FPU_MXCSR_MASK) exc_gp0(c);
-    fpu_park(c);
+    bool all = (rfbm & 7) == 7 && vector_regs(c) == 16;
+    if (!all) fpu_peek(c);
     if (with_mxcsr) *fpu_u32(c, FX_MXCSR) = mxcsr;
     else if (xcomp >> COMPACT && rfbm & XCR0_SSE) *fpu_u32(c, FX_MXCSR) = FPU_MXCSR_INIT;
     if (rfbm & bv & XCR0_X87) load_x87(c, in, p);
     else if (rfbm & XCR0_X87) load_initial_x87(c);
     if (rfbm & XCR0_SSE) load_vector_part(c, FX_XMM, bv & XCR0_SSE ? p + FX_XMM : NULL);
     if (rfbm & XCR0_AVX) load_vector_part(c, XS_YMMH, bv & XCR0_AVX ? p + XS_YMMH : NULL);
+    fpu_poke(c);
     if (rfbm & XCR0_PKRU) load_pkru(c, bv & XCR0_PKRU ? *(const u32 *)(p + pkru_offset(xcomp)) : 0);
 }
 
