@@ -189,7 +189,7 @@ struct Cpu {
     u64 flags; /* every other RFLAGS bit, bit 1 always set */
 
     /* The next two are read as one u64: the tag of a decoded block that may be entered without looking. */
-    u32 lookup_gen __attribute__((aligned(8))); /* bumped whenever a mapping may have changed */
+    u32 lookup_gen __attribute__((aligned(8))); /* user_gen in user code, else global_gen */
     u32 mode;                 /* MODE_*, kept by cpu_update_mode() */
     volatile u32 pending;     /* PEND_*, any thread (atomic or/and) */
     volatile u32 poll;        /* 1: look at `pending`; translated code leaves for it. Set behind it, by cpu_pend() */
@@ -279,6 +279,15 @@ struct Cpu {
     u64 huge_seen[8];         /* 1 GiB pages of which pieces may be in a TLB, by lin / 1 GiB */
     u32 n_huge;               /* how many; more than there is room for: any page may be one */
     u32 n_nonglobal;
+    /* Generations of mappings (mmu/tlb.c), all different: what was found through the mappings of now is found the same
+     * way while its generation stands. */
+    u32 global_gen, user_gen; /* of global pages; of all pages, in the address space that runs */
+    u32 last_gen;
+    u32 map_changes;          /* flushes of any kind: translated code leaves when it sees one */
+    struct {
+        u32 pcid, gen;
+    } space_gen[PCID_SLOTS];  /* user_gen of other address spaces; 0: changed meanwhile */
+    bool low_globals;         /* a translation below LOW_HALF was global since all were dropped */
     u64 rmw_gpa[2];           /* where a bounced read-modify-write or wide store will go */
     u16 nonglobal[MMU_MODES * TLB_SIZE]; /* filled non-global entries, what a CR3 write clears */
     L2Entry l2[L2_SIZE];
@@ -312,6 +321,8 @@ INLINE bool cpu_wanted(const Cpu *c) {
     return p != 0;
 }
 INLINE bool cpu_attention(const Cpu *c) { return unlikely(cpu_wanted(c)) && !c->hold; }
+
+INLINE void cpu_choose_gen(Cpu *c) { c->lookup_gen = c->mode & MODE_CPL3 ? c->user_gen : c->global_gen; }
 
 /* Recomputes mode, tlb, lin_mask, ea_base, seg_rok/wok, mmu_mode from CR0/CR4/EFER/segments/CPL/RFLAGS/XCR0/DR7.
  * Call after any change to one of them (cpu/mode.c). */

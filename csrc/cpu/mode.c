@@ -83,6 +83,7 @@ void cpu_update_mode(Cpu *c) {
     c->tlb = align_check || c->dbg_data || c->stores ? tlb_never : c->tlbs[c->mmu_mode];
     mode |= c->mode & (MODE_FPUNMASK | MODE_SSEUNMASK);
     c->mode = mode;
+    cpu_choose_gen(c);
 }
 
 /* Most often from 64-bit code to 64-bit code, with nothing armed. */
@@ -96,4 +97,5 @@ void cpu_update_level(Cpu *c) {
     c->mode |= c->cpl == 3 ? MODE_CPL3 : c->cpl == 0 ? MODE_CPL0 : 0;
     c->mmu_mode = c->cpl == 3 ? MMU_USER : MMU_KERNEL;
     c->tlb = c->tlbs[c->mmu_mode];
+    cpu_choose_gen(c);
 }

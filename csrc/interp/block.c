@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ARENA_BYTES (64u << 20)
+#define ARENA_BYTES (256u << 20)
 #define ARENA_SLACK ((BLOCK_MAX_INSNS + 1) * sizeof(Insn) + sizeof(Block) + 2 * sizeof(CodePage))
 #define SMC_HOT     32 /* invalidations of a page within SMC_WINDOW instructions that make it hot */
 #define SMC_WINDOW  (1u << 20)
@@ -26,12 +26,24 @@ static void spin_unlock(u32 *l) { __atomic_store_n(l, 0, __ATOMIC_RELEASE); }
 
 static void invalidate_hook(Cpu *c, u64 ram_off, unsigned n);
 
+static void *map_zeros(size_t bytes) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void unmap(Interp *it) {
+    if (it->arena) munmap(it->arena, ARENA_BYTES);
+    if (it->tables) munmap(it->tables, sizeof *it->tables);
+    free(it);
+}
+
 Interp *interp_new(void) {
     Interp *it = calloc(1, sizeof *it);
     if (!it) return NULL;
-    it->arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (it->arena == MAP_FAILED) {
-        free(it);
+    it->arena = map_zeros(ARENA_BYTES);
+    it->tables = map_zeros(sizeof *it->tables);
+    if (!it->arena || !it->tables) {
+        unmap(it);
         return NULL;
     }
     it->stop = it->budget_end = ~0ull;
@@ -49,8 +61,7 @@ void interp_free(Interp *it) {
     for (u32 i = 0; i < n_interps; i++)
         if (interps[i] == it) interps[i] = interps[--n_interps];
     spin_unlock(&interps_lock);
-    munmap(it->arena, ARENA_BYTES);
-    free(it);
+    unmap(it);
 }
 
 static void *arena_alloc(Interp *it, size_t n) {
@@ -62,19 +73,17 @@ static void *arena_alloc(Interp *it, size_t n) {
 void interp_flush_all(Cpu *c) {
     Interp *it = c->interp;
     fpu_park(c);
-    memset(it->hash, 0, sizeof it->hash);
-    memset(it->pages, 0, sizeof it->pages);
+    madvise(it->tables, sizeof *it->tables, MADV_DONTNEED); /* zeros from now on */
+    it->n_hot = 0;
     for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++) it->jump_cache[i] = &block_none;
     it->used = 0;
     it->flushes++;
 }
 
-void interp_flush_lookup(Cpu *c) { c->lookup_gen++; }
-
 /* Pages */
 
 static CodePage **page_slot(Interp *it, u64 page) {
-    CodePage **s = &it->pages[(page >> PAGE_BITS) * 0x9e3779b97f4a7c15ull >> 52];
+    CodePage **s = &it->tables->pages[(page >> PAGE_BITS) * 0x9e3779b97f4a7c15ull >> (64 - PAGE_HASH_BITS)];
     while (*s && (*s)->page != page) s = &(*s)->next;
     return s;
 }
@@ -107,19 +116,20 @@ static void page_unlink(Interp *it, Block *b, u64 page) {
 }
 
 static u32 block_hash(u64 ram_off, u64 rip, u32 mode) {
-    return (u32)((ram_off ^ rip << 20 ^ (u64)mode << 40) * 0x9e3779b97f4a7c15ull >> 48);
+    return (u32)((ram_off ^ rip << 20 ^ (u64)mode << 40) * 0x9e3779b97f4a7c15ull >> (64 - BLOCK_HASH_BITS));
 }
 
 /* The store that hit the running block ends it: every instruction still to come is looked up afresh. */
 static void op_leave_block(Cpu *c, const Insn *in) { exc_restart(c); }
 
 static void block_drop(Cpu *c, Interp *it, Block *b) {
-    Block **s = &it->hash[block_hash(b->ram_off, b->rip, b->mode)];
+    Block **s = &it->tables->hash[block_hash(b->ram_off, b->rip, b->mode)];
     while (*s && *s != b) s = &(*s)->hash_next;
     if (*s) *s = b->hash_next;
     page_unlink(it, b, b->ram_off & PAGE_MASK);
     if (b->ram_off2 != ~0ull) page_unlink(it, b, b->ram_off2);
     b->tag = 0;
+    b->dropped = true;
     if (b->code) block_drop_hook(c, b);
     if (c->run_end != b->insn + b->n) return;
     for (Insn *in = (Insn *)c->cur + 1; in < c->run_end; in++) in->fn = op_leave_block;
@@ -140,6 +150,7 @@ static void page_smc(Cpu *c, CodePage *p) {
     }
     if (++p->smc < SMC_HOT) return;
     p->smc = 0;
+    if (!p->hot) c->interp->n_hot++;
     p->hot = HOT_LOOKUPS;
     while (p->blocks) block_drop(c, c->interp, p->blocks);
     if (n_interps == 1) ram_unmark_code(c->machine, p->page);
@@ -316,10 +327,49 @@ static bool source_unchanged(const Source *s, const Block *b) {
     return memcmp(s->buf, s->host, s->avail) == 0 && memcmp(s->buf + s->avail, s->host2, b->size - s->avail) == 0;
 }
 
+static Block **twin_slot(Interp *it, u64 ram_off, u32 mode) {
+    return &it->tables->twin[(ram_off ^ (u64)mode << 40) * 0x9e3779b97f4a7c15ull >> (64 - TWINS_BITS)];
+}
+
+static Block *block_add(Cpu *c, const Block *tmp) {
+    Interp *it = c->interp;
+    Block *b = arena_alloc(it, sizeof *b), **h = &it->tables->hash[block_hash(tmp->ram_off, tmp->rip, tmp->mode)];
+    *b = *tmp;
+    b->hash_next = *h;
+    *h = b;
+    page_link(it, b, 0);
+    if (b->ram_off2 != ~0ull) page_link(it, b, 1);
+    *twin_slot(it, b->ram_off, b->mode) = b;
+    c->n_block++;
+    return b;
+}
+
+/* The same bytes met at another address, as shared libraries are by address space randomization: nothing in an Insn
+ * depends on that, so they are not decoded again; and what was worth a translation there is so here. NULL: not so. */
+static Block *block_share(Cpu *c, u64 ram_off) {
+    const Block *t = *twin_slot(c->interp, ram_off, c->mode);
+    if (!t || t->ram_off != ram_off || t->mode != c->mode || t->dropped) return NULL;
+    if (!(c->mode & (MODE_CS64 | MODE_FLAT)) || t->checked || t->ram_off2 != ~0ull || log_on(LOG_IN_ASM)) return NULL;
+    Block b = {.rip = c->r[R_RIP],
+               .insn = t->insn,
+               .n = t->n,
+               .ram_off = ram_off,
+               .ram_off2 = ~0ull,
+               .mode = c->mode,
+               .system = t->system,
+               .plain = t->plain,
+               .hits = t->code ? t->hits / 2 : t->hits,
+               .succ = {&block_none, &block_none}};
+    for (unsigned i = 0; i < b.n; i++) b.size += b.insn[i].len;
+    return block_add(c, &b);
+}
+
 static Block *block_build(Cpu *c, u64 lin, const u8 *host, u64 ram_off) {
     Interp *it = c->interp;
     fpu_park(c);
     if (it->used + ARENA_SLACK > ARENA_BYTES) interp_flush_all(c);
+    Block *shared = block_share(c, ram_off);
+    if (shared) return shared;
     Source s = {.rip = c->r[R_RIP], .lin = lin, .ram_off = ram_off, .host = host};
     CodePage *page = page_get(it, ram_off & PAGE_MASK);
     Insn *insn = (Insn *)(void *)(it->arena + it->used);
@@ -344,14 +394,7 @@ static Block *block_build(Cpu *c, u64 lin, const u8 *host, u64 ram_off) {
     } while (!source_unchanged(&s, &tmp));
     tmp.system = (insn[n - 1].flags & (INF_END | INF_PLAIN)) == INF_END;
     arena_alloc(it, n * sizeof(Insn));
-    Block *b = arena_alloc(it, sizeof *b);
-    *b = tmp;
-    Block **h = &it->hash[block_hash(b->ram_off, b->rip, b->mode)];
-    b->hash_next = *h;
-    *h = b;
-    page_link(it, b, 0);
-    if (b->ram_off2 != ~0ull) page_link(it, b, 1);
-    c->n_block++;
+    Block *b = block_add(c, &tmp);
     if (log_on(LOG_IN_ASM) && log_wants(block_lin(c, b))) trace_decoded(c, b, s.buf);
     return b;
 }
@@ -382,9 +425,15 @@ bool block_page_written(Cpu *c, const Block *b) {
 }
 
 static void page_cool(Cpu *c, u64 page) {
-    CodePage *p = *page_slot(c->interp, page);
+    CodePage *p = c->interp->n_hot ? *page_slot(c->interp, page) : NULL;
     if (!p || !p->hot || --p->hot) return;
+    c->interp->n_hot--;
     while (p->blocks) block_drop(c, c->interp, p->blocks);
+}
+
+bool block_is_global(Cpu *c, const Block *b) {
+    u64 lin = block_lin(c, b);
+    return mmu_is_global(c, lin) && (b->ram_off2 == ~0ull || mmu_is_global(c, lin + PAGE_SIZE));
 }
 
 Block *block_lookup(Cpu *c) {
@@ -396,7 +445,7 @@ Block *block_lookup(Cpu *c) {
     const u8 *host = mmu_fetch(c, lin, &ram_off);
     if (ram_off == ~0ull) return NULL;
     page_cool(c, ram_off & PAGE_MASK);
-    Block *b = it->hash[block_hash(ram_off, rip, c->mode)];
+    Block *b = it->tables->hash[block_hash(ram_off, rip, c->mode)];
     while (b && !(b->ram_off == ram_off && b->rip == rip && b->mode == c->mode)) b = b->hash_next;
     if (b && (b->size > limit_room(c, rip) || !block_holds(c, b, lin, host))) {
         block_drop(c, it, b);
@@ -406,7 +455,7 @@ Block *block_lookup(Cpu *c) {
     if (!b) return NULL;
     b->cs_base = c->seg[SEG_CS].base;
     if (!b->checked) {
-        b->tag = block_tag(c);
+        b->tag = c->mode & MODE_CPL3 || block_is_global(c, b) ? block_tag(c) : block_tag_local(c);
         it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)] = b;
     }
     return b;

@@ -1,6 +1,6 @@
 /* Decoded blocks: straight runs of Insn, found again by RIP (shortcuts) or by where the bytes lie in RAM (CORE 1).
  *
- *   RIP --successors of the last block, jump cache--> Block        valid while tag (mode, lookup_gen) and RIP agree
+ *   RIP --successors of the last block, jump cache--> Block        valid while tag (mode, generation) and RIP agree
  *   (ram_off, RIP, mode) --hash--> Block                           survives every change of mappings
  *   64-byte granule written --page list--> Blocks to drop          self-modifying code, DMA
  *
@@ -24,19 +24,24 @@
 
 #define BLOCK_MAX_INSNS 64
 #define BLOCK_MAX_BYTES 256
-#define JUMP_CACHE_SIZE 4096u
-#define BLOCK_HASH_SIZE (1u << 16)
-#define PAGE_HASH_SIZE  (1u << 12)
+#define JUMP_CACHE_SIZE 16384u
+#define BLOCK_HASH_BITS 20
+#define BLOCK_HASH_SIZE (1u << BLOCK_HASH_BITS)
+#define PAGE_HASH_BITS  15
+#define PAGE_HASH_SIZE  (1u << PAGE_HASH_BITS)
+#define TWINS_BITS      16
+#define TWINS           (1u << TWINS_BITS)
 #define REMOTE_MAX      64
 
 typedef struct Block {
     u64 rip;
     u64 tag; /* block_tag() under which rip last mapped here; 0: verify at every entry */
     const Insn *insn;
-    u16 n;                 /* instructions */
-    u16 size;              /* bytes looked at */
-    bool system;           /* may have halted the CPU */
-    bool checked;          /* in a hot page: compare bytes before running */
+    u16 n;        /* instructions */
+    u16 size;     /* bytes looked at */
+    bool system;  /* may have halted the CPU */
+    bool checked; /* in a hot page: compare bytes before running */
+    bool dropped;
     struct Block *succ[2]; /* where execution went last */
     u64 cs_base;
     u64 ram_off, ram_off2; /* first byte; second page if the only instruction crosses into it, else ~0 */
@@ -58,6 +63,13 @@ typedef struct CodePage {
     struct CodePage *next;
 } CodePage;
 
+/* What is found by a hash; a mapping of its own, so that dropping all costs what is there. */
+typedef struct BlockTables {
+    Block *hash[BLOCK_HASH_SIZE];
+    Block *twin[TWINS]; /* the last one built, whatever its RIP */
+    CodePage *pages[PAGE_HASH_SIZE];
+} BlockTables;
+
 typedef struct Interp {
     u64 stop;       /* icount to stop at; 0 while tracing, so that every block takes the slow path */
     u64 budget_end; /* what stop is without tracing */
@@ -72,17 +84,21 @@ typedef struct Interp {
         u64 off;
         u32 n;
     } remote[REMOTE_MAX];
+    u32 n_hot; /* pages */
     Block *jump_cache[JUMP_CACHE_SIZE];
-    Block *hash[BLOCK_HASH_SIZE];
-    CodePage *pages[PAGE_HASH_SIZE];
+    BlockTables *tables;
 } Interp;
 
 extern Block block_none;     /* matches nothing */
 extern const Insn insn_none; /* length 0: a fault in fetching leaves rip alone */
 
 INLINE u64 block_tag(const Cpu *c) { return *(const u64 *)&c->lookup_gen; }
+/* Of code outside of user mode that does not lie in global pages. */
+INLINE u64 block_tag_local(const Cpu *c) { return c->user_gen | (u64)c->mode << 32; }
 _Static_assert(offsetof(Cpu, mode) == offsetof(Cpu, lookup_gen) + 4, "lookup_gen and mode make a tag");
 
+/* Is the translation through which b was found, of both its pages, global? */
+bool block_is_global(Cpu *c, const Block *b);
 /* Finds or builds the block at rip (block.c). NULL: the code is not in RAM or ROM. May raise. */
 Block *block_lookup(Cpu *c);
 /* Called when a block is dropped, for its translation. */

@@ -33,9 +33,8 @@ u64 interp_icount(const Cpu *c);          /* exact, also in the middle of a bloc
 void interp_settle(Cpu *c);               /* outside of any block: Cpu.icount becomes exact */
 struct Interp *interp_new(void);
 void interp_free(struct Interp *it);
-void interp_flush_all(Cpu *c);    /* drop every block */
-void interp_ask_flush(Cpu *c);    /* the same soon, on its own thread; any thread */
-void interp_flush_lookup(Cpu *c); /* mappings changed: drop RIP->block shortcuts, keep blocks */
+void interp_flush_all(Cpu *c); /* drop every block */
+void interp_ask_flush(Cpu *c); /* the same soon, on its own thread; any thread */
 
 /* Guest FPU state (cpu/fpu.c): live = in host registers. Park before anything that may touch vector registers. */
 void fpu_make_live(Cpu *c);

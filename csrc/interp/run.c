@@ -92,7 +92,8 @@ INLINE bool block_fits(const Cpu *c, const Block *b) {
 }
 
 INLINE bool block_matches(const Cpu *c, const Block *b, u64 rip) {
-    return likely(b->rip == rip) && likely(b->tag == block_tag(c)) && block_fits(c, b);
+    bool found = b->tag == block_tag(c) || b->tag == block_tag_local(c);
+    return likely(b->rip == rip) && likely(found) && block_fits(c, b);
 }
 
 bool block_still_holds(const Cpu *c, const Block *b, u64 rip) { return block_matches(c, b, rip); }

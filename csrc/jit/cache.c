@@ -16,7 +16,7 @@
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x10u
 #endif
-enum { CODE_MIN = 1 << 20, CODE_DEFAULT = 32 << 20, CODE_MAX = 512 << 20 };
+enum { CODE_MIN = 1 << 20, CODE_DEFAULT = 128 << 20, CODE_MAX = 512 << 20 };
 enum { RESERVE_CODE = 64 << 10, RESERVE_ARENA = 256 << 10, MAX_CODES = 1 << 19 };
 enum { REGION_HEAT = 2000, EAGER_HEAT = 3 };
 
@@ -117,7 +117,7 @@ struct Jit *jit_new(Cpu *c, const char **why) {
 
 void jit_free(struct Jit *j) {
     if (!j) return;
-    for (u32 i = 0; i < j->n_modes; i++) munmap(j->modes[i], sizeof(JitMode));
+    jit_modes_free(j);
     for (unsigned i = 0; i < 2; i++) free(j->filled[i].v);
     free(j->codes);
     jit_pairs_free(j);
@@ -140,33 +140,14 @@ bool jit_room(const Jit *j) {
            j->n_codes < MAX_CODES;
 }
 
-static void mode_clear(Jit *j, JitMode *m) {
-    for (unsigned i = 0; i < JIT_CACHE_SIZE; i++) m->cache[i] = j->target_missed;
-    m->n_filled = 0;
-}
-
 void jit_reset(Cpu *c) {
     Jit *j = c->jit;
     j->used = j->common;
     j->arena_used = j->n_codes = 0;
     j->filled[0].n = j->filled[1].n = 0;
-    memset(j->pages, 0, sizeof j->pages);
-    for (u32 i = 0; i < j->n_modes; i++) mode_clear(j, j->modes[i]);
+    jit_caches_empty(j);
     j->interp_flushes = c->interp->flushes;
     j->stats.flushes++;
-}
-
-JitMode *jit_mode(Jit *j, u32 mode) {
-    JitMode *known = jit_mode_of(j, mode);
-    if (known) return known;
-    if (j->n_modes == JIT_MODES) return NULL;
-    JitMode *m = mmap(NULL, sizeof *m, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
-    if (m == MAP_FAILED) return NULL;
-    m->mode = mode;
-    mode_clear(j, m);
-    j->mode_words[j->n_modes] = mode;
-    j->modes[j->n_modes++] = m;
-    return m;
 }
 
 /* The shared stubs */
@@ -266,6 +247,23 @@ static void make_system(Asm *a, Cpu *c, const Jit *j, const u8 *exit_tail) {
     put1(a, 0xc3);
 }
 
+/* r15 = JitExit of user code: by the jump cache, some times; then it leaves, to be linked. RFLAGS stay. */
+static void make_exit_by_cache(Asm *a, Cpu *c, Jit *j) {
+    Rm patience = rm_at(R15, offsetof(JitExit, patience));
+    asm_mov(a, R13, RCX);
+    asm_load32(a, RCX, patience);
+    put1(a, 0xe3), put1(a, 0); /* jrcxz */
+    u8 *enough = a->p;
+    asm_lea(a, RCX, rm_at(RCX, -1));
+    asm_rm(a, 0, MAP_1, 0x89, RCX, patience);
+    asm_mov(a, RCX, R13);
+    asm_load(a, R14, rm_at(R15, offsetof(JitExit, rip)));
+    jit_make_jump_by_cache(a, c);
+    enough[-1] = (u8)(a->p - enough);
+    asm_mov(a, RCX, R13);
+    asm_jmp(a, (u64)j->exit);
+}
+
 void jit_make_common(Cpu *c, Jit *j) {
     Asm a = {.p = j->rw, .rx = (i64)(j->rx - j->rw)};
     j->enter = (const u8 *)asm_here(&a);
@@ -289,5 +287,7 @@ void jit_make_common(Cpu *c, Jit *j) {
     jit_make_pairs(&a, c, j);
     j->system = (const u8 *)asm_here(&a);
     make_system(&a, c, j, tail);
+    j->exit_by_cache = (const u8 *)asm_here(&a);
+    make_exit_by_cache(&a, c, j);
     j->used = j->common = (u32)(a.p - j->rw + 63) & ~63u;
 }

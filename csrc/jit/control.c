@@ -73,9 +73,11 @@ static void emit_cold_exit(Trans *t, const Cold *k) {
     if (k->site && !x->site) { /* a conditional jump to another page */
         asm_rm(a, 0, MAP_1, 0xff, 4, rm_abs(&x->code));
     }
+    bool by_cache = !x->site && t->b->mode & MODE_CPL3;
+    x->patience = JIT_PATIENCE;
     x->stub = x->code = (const u8 *)asm_here(a);
     asm_imm(a, R15, (u64)x);
-    asm_jmp(a, (u64)t->jit->exit);
+    asm_jmp(a, (u64)(by_cache ? t->jit->exit_by_cache : t->jit->exit));
 }
 
 void cold_emit(Trans *t) {
@@ -256,16 +258,6 @@ static void push_next(Trans *t) {
 }
 
 static void load_word(Trans *t, unsigned to, Rm from) { asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8b, to, from); }
-
-/* r14 = target: to the translation the jump cache has for it. RFLAGS stay. */
-static void emit_by_cache(Trans *t, bool call) {
-    Asm *a = &t->a;
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&t->c->jit_mask[2])); /* pext */
-    Rm m = rm_abs(t->mode->cache);
-    m.index = R15;
-    m.scale = 3;
-    asm_rm(a, 0, MAP_1, 0xff, call ? 2 : 4, m);
-}
 
 static bool emit_ret(Trans *t) {
     unsigned extra = t->g->in->flags & INF_IMM ? (u16)t->g->in->imm : 0;

@@ -16,8 +16,9 @@
 #include "jit/tally.h"
 
 #define JIT_MODES      16
+#define JIT_PATIENCE   16
+#define JIT_SPACES     8      /* address spaces whose jump caches are kept */
 #define JIT_CACHE_SIZE 16384u /* entries of one mode's jump cache */
-#define JIT_PAGES      32768u
 
 typedef struct JitExit {
     const u8 *code;          /* where it leads: its stub, or the target */
@@ -28,10 +29,11 @@ typedef struct JitExit {
     u8 *site;                /* writable view of the rel32 to patch; NULL: jumps through `code` */
     u64 second;              /* second page of a target that crosses, or rip's own */
     u32 mode;                /* MODE_* of the guest there */
-    bool listed;             /* in one of Jit.filled */
+    u8 listed;               /* 1 + the one of Jit.filled it was put into last */
     bool shadow;             /* behind STI: the next instruction comes before any interrupt */
     u8 undone;               /* instructions of the run that are counted but were not done */
     u32 fails;               /* of a group's check: how often its operands straddled pages or missed */
+    u32 patience;            /* how often it asks the jump cache before it wants to be linked */
     struct JitCode *from;    /* what left, of exits that say why */
 } JitExit;
 /* How translated code left through an exit, in the low bits of its address. */
@@ -60,17 +62,37 @@ typedef struct JitCode {
     u32 end; /* offset in the code cache */
 } JitCode;
 
+/* Linear pages, perhaps some more: those of which code may be in a jump cache, or reached by an exit. */
+typedef struct PageSet {
+    u64 bits[64];
+} PageSet;
+
+typedef struct JumpCache {
+    const u8 *code[JIT_CACHE_SIZE]; /* JitCode.found, which verifies */
+    u64 rip[JIT_CACHE_SIZE];        /* for whom an entry was filled */
+    u64 listed[JIT_CACHE_SIZE / 64];
+    u16 filled[JIT_CACHE_SIZE]; /* the entries `listed`: of non-global pages; of user code all */
+    u32 n_filled;
+    bool ready, used; /* all entries are set, some to code */
+    PageSet pages;
+} JumpCache;
+
 typedef struct JitMode {
     u32 mode;
-    u32 n_filled;
-    u16 filled[JIT_CACHE_SIZE];      /* entries of non-global pages */
-    u64 rip[JIT_CACHE_SIZE];         /* for whom an entry was filled */
-    const u8 *cache[JIT_CACHE_SIZE]; /* JitCode.found, which verifies */
+    JumpCache *of; /* of user code JIT_SPACES of them */
 } JitMode;
+
+/* Which address space a user's jump cache is of. */
+typedef struct JitSpace {
+    u32 pcid;
+    u64 gen; /* the PCID's, in the second-level TLB, when it ran last; 0: unused */
+    u64 used;
+} JitSpace;
 
 typedef struct ExitList {
     JitExit **v;
     u32 n, max;
+    PageSet pages; /* where they lead */
 } ExitList;
 
 typedef struct JitStats {
@@ -92,16 +114,18 @@ typedef struct Jit {
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
     bool handled;   /* the last time it was left without an exit: behind what a handler did, or for an unknown target */
-    const u8 *enter, *exit, *leave_now, *helper, *system, *fault, *return_missed, *target_missed, *covered;
+    const u8 *enter, *exit, *leave_now, *helper, *system, *fault, *return_missed, *target_missed, *covered,
+        *exit_by_cache;
     bool loop_is_fast; /* LOOP costs no more than JRCXZ */
     char *stacks;      /* guard page, return addresses; guard page, signal stack */
-    JitMode *modes[JIT_MODES];
-    u32 mode_words[JIT_MODES]; /* their JitMode.mode */
+    JitMode modes[JIT_MODES];
     u32 n_modes;
+    JitSpace spaces[JIT_SPACES];
+    u32 space; /* the one that runs */
+    u64 space_tick;
     JitCode **codes; /* by address, for host faults */
     u32 n_codes;
-    ExitList filled[2];   /* cross-page exits in use: to non-global, to global pages */
-    u32 pages[JIT_PAGES]; /* by hash(linear page): jump-cache entries and listed exits that lead there */
+    ExitList filled[2]; /* cross-page exits in use: to non-global, to global pages */
     JitStats stats;
     u32 heat;    /* entries that make a block a region; 0: none do */
     bool counts; /* instructions: each run adds its own to Cpu.icount, and leaves if they are too many (CORE 15) */
@@ -126,7 +150,6 @@ bool jit_eligible(const Cpu *c, const Block *b);
 void *jit_alloc(Jit *j, size_t n);
 void jit_reset(Cpu *c); /* drops all translations; not from translated code */
 bool jit_room(const Jit *j);
-JitMode *jit_mode(Jit *j, u32 mode); /* NULL: no more room for modes */
 void jit_make_common(Cpu *c, Jit *j);
 
 /* run.c: the functions translated code calls */
@@ -141,8 +164,21 @@ JitExit *jit_enter(Cpu *c, Block *b); /* the exit it left through, if that may b
 void jit_link(Cpu *c, JitExit *x, Block *b);
 void jit_drop(Cpu *c, Block *b);
 void jit_take_flushes(Cpu *c);
+
+/* spaces.c */
+void pages_note(PageSet *s, u64 lin);
+bool pages_maybe(const PageSet *s, u64 lin);
+void pages_clear(PageSet *s);
+JitMode *jit_mode(Jit *j, u32 mode); /* NULL: no more room for modes */
+void jit_modes_free(Jit *j);
+JumpCache *jit_cache_of(const Jit *j, const JitMode *m); /* in the space that runs */
 void jit_cache_fill(Cpu *c, Block *b);
 JitMode *jit_mode_of(Jit *j, u32 mode); /* NULL: nothing is translated in it */
+void jit_cache_drop(Jit *j, const Block *b, const JitCode *code);
+void jit_caches_empty(Jit *j);
+void jit_caches_flush(Cpu *c, u32 kinds); /* FLUSHED_* */
+/* Not of pages that only spaces other than the one that runs and `before` may have seen. */
+void jit_caches_flush_range(Cpu *c, u64 base, u64 size, u32 before);
 
 /* fault.c */
 void jit_faults_init(void);

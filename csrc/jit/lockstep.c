@@ -119,7 +119,7 @@ static void note_point(const Cpu *c, Lockstep *l, const Block *b) {
 
 static void interpret_chain(Cpu *c) {
     Lockstep *l = c->jit->lockstep;
-    u32 mode = c->mode, gen = c->lookup_gen, flushes = c->interp->flushes;
+    u32 mode = c->mode, gen = c->map_changes, flushes = c->interp->flushes;
     while (l->n_points < l->max_blocks && !cpu_wanted(c) && l->stores.n < STORE_LOG_MAX / 2) {
         Block *b = jit_find(c);
         if (!b || !repeatable(b)) return;
@@ -129,7 +129,7 @@ static void interpret_chain(Cpu *c) {
         block_exec(c, b);
         end_run(l);
         l->torn = false;
-        l->useless |= c->mode != mode || c->lookup_gen != gen || c->interp->flushes != flushes;
+        l->useless |= c->mode != mode || c->map_changes != gen || c->interp->flushes != flushes;
         if (l->useless) return;
     }
 }

@@ -53,6 +53,15 @@ void jit_pairs_thread(const Cpu *c) {
 
 bool jit_pairs_full(const Jit *j, u64 address) { return address - (u64)j->stacks < GUARD; }
 
+/* To the guest's address r14. RFLAGS stay. */
+static void by_cache(Asm *a, Cpu *c, bool call) {
+    asm_load(a, R13, rm_abs(&c->jit_cache));
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&c->jit_mask[2])); /* pext */
+    asm_rm(a, 0, MAP_1, 0xff, call ? 2 : 4, rm_sib(R13, R15, 3, 0));
+}
+void jit_make_jump_by_cache(Asm *a, Cpu *c) { by_cache(a, c, false); }
+void emit_by_cache(Trans *t, bool call) { by_cache(&t->a, t->c, call); }
+
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     u64 *bottom = (u64 *)c->jit_pairs;
     j->covered = (const u8 *)asm_here(a);
@@ -61,9 +70,7 @@ void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     bottom[1] = 0;
     j->return_missed = (const u8 *)asm_here(a); /* r14 = the guest's address to go to */
     asm_load(a, RSP, rm_abs(&c->jit_pairs));
-    asm_load(a, R13, rm_abs(&c->jit_cache));
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&c->jit_mask[2])); /* pext */
-    asm_rm(a, 0, MAP_1, 0xff, 4, rm_sib(R13, R15, 3, 0));
+    jit_make_jump_by_cache(a, c);
     j->target_missed = (const u8 *)asm_here(a);
     asm_store(a, rm_abs(&c->r[R_RIP]), R14);
     asm_jmp(a, (u64)j->leave_now);

@@ -30,7 +30,7 @@ static void count_handler(Cpu *c, const Insn *in, bool left) {
 /* Calls a handler for translated code. True: it does not go on behind the instruction, as it was: rip is set. */
 static bool handle(Cpu *c, const Insn *in, u64 next) {
     Jit *j = c->jit;
-    u32 gen = c->lookup_gen, mode = c->mode;
+    u32 gen = c->map_changes, mode = c->mode;
     c->cc = cc_from_ax((u16)c->jit_ax);
     c->r[R_RIP] = next;
     c->cur = in;
@@ -38,7 +38,7 @@ static bool handle(Cpu *c, const Insn *in, u64 next) {
     in->fn(c, in);
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
-    bool left = c->r[R_RIP] != next || j->leave || c->lookup_gen != gen || c->mode != mode || c->leave_block;
+    bool left = c->r[R_RIP] != next || j->leave || c->map_changes != gen || c->mode != mode || c->leave_block;
     if (unlikely(j->counts)) count_handler(c, in, left);
     return left;
 }
@@ -72,7 +72,7 @@ static u64 run_system(Cpu *c, const Insn *in, u64 next) {
         jit_take_flushes(c);
         const JitMode *m = jit_mode_of(j, c->mode);
         if (m) {
-            c->jit_cache = m->cache;
+            c->jit_cache = jit_cache_of(j, m)->code;
             return JIT_AFAR;
         }
     }
@@ -172,10 +172,10 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     fpu_ensure_live(c);
     c->jit_ax = cc_to_ax(c->cc);
     c->cur = &insn_none;
-    u32 gen = c->lookup_gen;
+    u32 gen = c->map_changes;
     j->leave = false;
     j->stats.entered++;
-    c->jit_cache = b->code->mode->cache;
+    c->jit_cache = jit_cache_of(j, b->code->mode)->code;
     if (j->counts) c->jit_left = (i64)budget_left(c);
     else c->icount += b->n; /* what is run by way of links goes uncounted */
     u64 r = ((EnterFn)j->enter)(c, b->code->entry);
@@ -192,7 +192,7 @@ JitExit *jit_enter(Cpu *c, Block *b) {
     j->stats.exit_unlinked += !how;
     if (how == JIT_EXIT_INTERPRET) group_failed(c, x);
     if (how == JIT_EXIT_HOT) promote(c, x);
-    return how || c->mode != x->mode || c->lookup_gen != gen ? NULL : x;
+    return how || c->mode != x->mode || c->map_changes != gen ? NULL : x;
 }
 
 bool jit_can_enter(const Cpu *c, const Block *b) { return b->code && c->tlb != tlb_never && !c->jit->interpret; }

@@ -133,7 +133,7 @@ static void enter_mode(Trans *t, u32 to, const JitMode *m, bool suspend) {
     asm_rm(a, 0, MAP_1, 0xc7, 0, rm_abs(&c->mode)), put4(a, to);
     asm_rm(a, E_BYTE_RM, MAP_1, 0xc6, 0, rm_abs(&c->mmu_mode)), put1(a, mmu);
     asm_rm(a, E_W, MAP_1, 0xc7, 0, rm_abs(&c->tlb)), put4(a, (u64)c->tlbs[mmu]);
-    asm_rm(a, E_W, MAP_1, 0xc7, 0, rm_abs(&c->jit_cache)), put4(a, (u64)m->cache);
+    asm_rm(a, E_W, MAP_1, 0xc7, 0, rm_abs(&c->jit_cache)), put4(a, (u64)m->of->code);
 }
 
 static bool emit_smap(Trans *t, bool suspend) {

@@ -162,6 +162,8 @@ u16 flags_live_behind(const Trans *t, unsigned insn); /* FL_* that may be read b
 
 /* pairs.c */
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
+void jit_make_jump_by_cache(Asm *a, Cpu *c);
+void emit_by_cache(Trans *t, bool call); /* r14 = where to: by the jump cache; clobbers r13 and r15. RFLAGS stay */
 /* The way into the block for who comes through a jump cache. */
 void emit_found(Trans *t);
 void emit_push_pair(Trans *t, u64 rip); /* before a host call, behind which the guest is at rip */

@@ -104,6 +104,9 @@ void sys_write(Cpu *c, u64 lin, unsigned n, u64 v);
  * the next safe point. */
 const u8 *mmu_fetch(Cpu *c, u64 lin, u64 *ram_off);
 
+/* Was lin, which has just been translated, so through a global page? */
+bool mmu_is_global(Cpu *c, u64 lin);
+
 /* Debug translation without side effects (no A/D bits, no fault): true and *gpa, or false. */
 bool mmu_translate_debug(Cpu *c, u64 lin, u64 *gpa);
 

@@ -46,6 +46,11 @@ L2Entry *l2_find(Cpu *c, u64 lin) {
     return NULL;
 }
 
+bool mmu_is_global(Cpu *c, u64 lin) {
+    const L2Entry *e = l2_find(c, lin);
+    return e && e->val & L2_G;
+}
+
 void l2_insert(Cpu *c, u64 lin, u64 val) {
     u64 page = lin & PAGE_MASK;
     unsigned pcid = val & L2_G ? 0 : cpu_pcid(c);
@@ -53,6 +58,7 @@ void l2_insert(Cpu *c, u64 lin, u64 val) {
     e->key = page | pcid;
     e->val = val;
     e->gen = val & L2_G ? c->l2_global_gen : c->l2_pcid_gen[pcid % PCID_SLOTS];
+    c->low_globals |= val & L2_G && lin < LOW_HALF;
     if (val & L2_HUGE) huge_note(c, lin);
     else if (val & L2_LARGE) c->large_seen[large_bit(lin) / 64] |= BIT(large_bit(lin) % 64);
 }
@@ -80,7 +86,10 @@ void tlb_fill(Cpu *c, u64 lin, u64 val, unsigned mmu, const MemRange *r) {
     c->n_tlb_fill++;
 }
 
-static void pcid_flush(Cpu *c, unsigned pcid) { c->l2_pcid_gen[pcid % PCID_SLOTS] = ++c->l2_gen; }
+static void pcid_flush(Cpu *c, unsigned pcid) {
+    c->l2_pcid_gen[pcid % PCID_SLOTS] = ++c->l2_gen;
+    c->space_gen[pcid % PCID_SLOTS].gen = 0;
+}
 
 void tlb_flush_all(Cpu *c) {
     tlb_drop_first_level(c);
@@ -88,22 +97,52 @@ void tlb_flush_all(Cpu *c) {
     c->l2_global_gen = ++c->l2_gen;
     for (unsigned i = 0; i < ARRAY_LEN(c->large_seen); i++) c->large_seen[i] = 0;
     c->n_huge = 0;
+    c->low_globals = false;
     c->last_range = NULL;
     c->n_tlb_flush++;
 }
 
 __attribute__((constructor)) static void tlb_init(void) { cpu_flush_hook = tlb_flush_all; }
 
+/* Some page of the address space that runs is mapped another way. */
+static void user_gen_renew(Cpu *c) {
+    unsigned pcid = cpu_pcid(c), slot = pcid % PCID_SLOTS;
+    c->user_gen = ++c->last_gen;
+    c->space_gen[slot].pcid = pcid;
+    c->space_gen[slot].gen = c->user_gen;
+    cpu_choose_gen(c);
+}
+
+/* CR3 was written. */
+static void user_gen_resume(Cpu *c) {
+    unsigned pcid = cpu_pcid(c), slot = pcid % PCID_SLOTS;
+    bool known = c->space_gen[slot].gen && c->space_gen[slot].pcid == pcid;
+    if (!known) user_gen_renew(c);
+    c->user_gen = c->space_gen[slot].gen;
+    cpu_choose_gen(c);
+}
+
+/* A global page may be. */
+static void gens_renew(Cpu *c) {
+    for (unsigned i = 0; i < PCID_SLOTS; i++) c->space_gen[i].gen = 0;
+    c->global_gen = ++c->last_gen;
+    user_gen_renew(c);
+}
+
 /* Tells the translator, which keeps addresses of code by linear address (FlushLog). */
 static void note_flush(Cpu *c, u64 base, u64 size) {
     FlushLog *f = &c->flush_log;
     if (f->n == FLUSH_LOG_MAX) f->kinds |= FLUSHED_ALL;
     else f->range[f->n++] = (FlushRange){base, size};
-    c->lookup_gen++;
+    c->map_changes++;
+    if (base >= LOW_HALF || c->low_globals) gens_renew(c);
+    else user_gen_renew(c);
 }
 static void note_flush_kind(Cpu *c, u32 kind) {
     c->flush_log.kinds |= kind;
-    c->lookup_gen++;
+    c->map_changes++;
+    if (kind == FLUSHED_ALL) gens_renew(c);
+    else user_gen_resume(c);
 }
 
 void tlb_drop_first_level(Cpu *c) {
@@ -127,19 +166,19 @@ void tlb_drop_nonglobal(Cpu *c) {
 }
 
 void tlb_flush_nonglobal(Cpu *c) {
-    tlb_drop_nonglobal(c);
     pcid_flush(c, cpu_pcid(c));
+    tlb_drop_nonglobal(c);
     c->n_tlb_flush++;
 }
 
 void tlb_flush_pcid(Cpu *c, unsigned pcid) {
-    if (pcid == cpu_pcid(c)) tlb_drop_nonglobal(c);
     pcid_flush(c, pcid);
+    if (pcid == cpu_pcid(c)) tlb_drop_nonglobal(c);
 }
 
 void tlb_flush_all_nonglobal(Cpu *c) {
-    tlb_drop_nonglobal(c);
     for (unsigned i = 0; i < PCID_SLOTS; i++) pcid_flush(c, i);
+    tlb_drop_nonglobal(c);
 }
 
 static void l2_drop(Cpu *c, u64 lin, unsigned pcid) {
@@ -176,9 +215,7 @@ void tlb_flush_page(Cpu *c, u64 lin) {
 
 void tlb_flush_page_pcid(Cpu *c, u64 lin, unsigned pcid) {
     if (pcid == cpu_pcid(c)) tlb_flush_page(c, lin);
-    else if (huge_maybe(c, lin) || large_maybe(c, lin) || large_maybe(c, lin ^ 2 * 1024 * 1024))
-        tlb_flush_pcid(c, pcid);
-    else l2_drop(c, lin, pcid);
+    else tlb_flush_pcid(c, pcid); /* all of it: whoever keeps addresses of that space looks at its generation alone */
 }
 
 void tlb_protect_ram_page(Cpu *c, u64 ram_off) {
@@ -187,6 +224,6 @@ void tlb_protect_ram_page(Cpu *c, u64 ram_off) {
         TlbEntry *e = entry_at(c, i);
         if (e->wtag + (u64)e->delta != host) continue;
         __atomic_store_n(&e->wtag, tag_none(c, e), __ATOMIC_RELEASE);
-        c->lookup_gen++; /* translated code may rely on having seen the tag: it leaves */
+        c->map_changes++; /* translated code may rely on having seen the tag: it leaves */
     }
 }

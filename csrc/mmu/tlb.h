@@ -16,6 +16,8 @@ enum {
     L2_HUGE = 64,
     L2_KEY_SHIFT = 7 /* bits 7-10: protection key */
 };
+#define LOW_HALF (1ull << 47) /* linear addresses of user code; a kernel's global pages are elsewhere */
+
 /* Low bits of TlbEntry.meta. */
 enum { TLBM_GLOBAL = 1, TLBM_LISTED = 2 };
 
