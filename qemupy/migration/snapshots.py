@@ -57,6 +57,9 @@ class Image(StateImage, Protocol):
 
     def snapshot_apply(self, which: Any) -> Any: ...
 
+    def changed_since(self, which: Any) -> int:
+        """Bytes, in whole clusters, in which the disk differs from the snapshot's."""
+
     def snapshot_delete(self, which: Any) -> None: ...
 
     def pin(self, extents: Iterable[tuple[int, int]], evict: Callable[[], None]) -> Any:
@@ -74,6 +77,20 @@ class Disk:
 
     def named(self, name: str) -> list[Info]:
         return [s for s in self.image.snapshots() if s.name == name]
+
+
+@record()
+class Work:
+    """What the last savevm and the last loadvm had to do, for `info snapshot-work`."""
+
+    saved: bool = False
+    pages_written: int = 0
+    pages_stopped: int = 0  # of these, while the guest stood
+    pages_shared: int = 0  # with the snapshot before
+    state_clusters: int = 0  # that the pages written take
+    loaded: bool = False
+    pages_restored: int | None = None  # copied back because they were written; None: memory was mapped or read anew
+    disk_clusters: int = 0  # that differed from the snapshot's
 
 
 @record()
@@ -158,6 +175,7 @@ class Snapshots:
         self._memory = vm.accel.memory
         self.mapped: Loaded | None = None  # RAM is mapped from this one's clusters
         self.base: Loaded | None = None  # pages written since this one are logged
+        self.work = Work()
         self._failures = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._memory.watch_page_in(self._failures)
         vm.loop.watch(self._failures, self._page_in_failed)
@@ -246,6 +264,7 @@ class Snapshots:
             yield _io(image.vmstate_begin, _WRITING)
             yield _io(self._first_pass(writer, image), _WRITING)
             yield _io(image.flush, _WRITING)
+            running_bytes = writer.bytes_written
             self._stop(RunState.SAVE_VM)
             dirty = memory.dirty_fetch(DirtyClient.MIGRATION)
             tables = {"machine": machine.describe(vm), **machine.collect(vm, running)}
@@ -254,6 +273,7 @@ class Snapshots:
             tables["ram"] = {"stored": stored}
             length: int = yield _io(lambda: vmstate.write_head(image, tables), _WRITING)
             info = yield from self._create(disks, name, date, length + sum(stored[1::2]))
+            self._count_saved(writer, running_bytes, image.cluster_size)
             self._stand_on(image, info, list(zip(stored[::2], stored[1::2], strict=True)))
         finally:
             memory.dirty_log(DirtyClient.MIGRATION, False)
@@ -271,6 +291,11 @@ class Snapshots:
         stored = base.stored
         self._forget_base()
         return lambda: writer.since(info, stored, dirty)
+
+    def _count_saved(self, writer: RamWriter, running: int, cluster: int) -> None:
+        work, written = self.work, writer.bytes_written
+        work.saved, work.pages_written, work.pages_stopped = True, written // PAGE, (written - running) // PAGE
+        work.pages_shared, work.state_clusters = writer.bytes_shared // PAGE, -(-written // cluster)
 
     def _on_cancel(self, writer: RamWriter) -> None:
         job = self._vm.jobs.current
@@ -353,16 +378,16 @@ class Snapshots:
         if state is None:
             state = yield _io(lambda: self._read_state(disk.image, info))
         self._stop(RunState.RESTORE_VM)
-        touched = False
+        touched, clusters = False, 0
         try:
             for each, entry in found:
-                apply = each.image.snapshot_apply
-                yield _io(
-                    lambda apply=apply, entry=entry: apply(entry),  # type: ignore[misc]
+                clusters += yield _io(
+                    lambda image=each.image, entry=entry: _go_back(image, entry),  # type: ignore[misc]
                     f"Could not load snapshot '{entry.name}' on '{each.drive.name}'",
                 )
                 touched = True
-            self._load_ram(disk.image, info, state)
+            self.work.pages_restored = self._load_ram(disk.image, info, state)
+            self.work.loaded, self.work.disk_clusters = True, clusters
             state.machine.commit()
         except BaseException as e:
             if touched:
@@ -390,23 +415,26 @@ class Snapshots:
         stored = vmstate.stored_runs(tables.get("ram", {}), self._memory.size, where)
         return State(machine.Checked(self._vm, tables, where), stored)
 
-    def _load_ram(self, image: Image, info: Info, state: State) -> None:
+    def _load_ram(self, image: Image, info: Info, state: State) -> int | None:
+        """How many pages were copied back; None: all of it is new."""
         memory, base = self._memory, self.base
         if base is not None and base.is_of(image, info):
             base.state = state
-            if memory.restore(DirtyClient.SNAPSHOT, base.extents, RESTORE_LIMIT) is not None:
-                return
+            restored = memory.restore(DirtyClient.SNAPSHOT, base.extents, RESTORE_LIMIT)
+            if restored is not None:
+                return restored
         new = Loaded.locate(image, info, state.stored, memory.size, state)
         self._forget_base()
         if new is None:
             self._read_ram(image, info, state.stored)
             self._unmap()
-            return
+            return None
         memory.load(new.extents, True)
         self._unmap()
         self.base = self.mapped = new
         new.pin(lambda: memory.detach(new.extents))
         memory.dirty_log(DirtyClient.SNAPSHOT, True)
+        return None
 
     def _read_ram(self, image: Image, info: Info, stored: list[Run]) -> None:
         """Where the layout cannot be mapped: into memory, piece by piece."""
@@ -457,6 +485,13 @@ class Snapshots:
             self._forget_base()
         where = f"Could not delete snapshot '{info.name}' on '{disk.drive.name}'"
         yield _io(lambda: disk.image.snapshot_delete(info), where)
+
+
+def _go_back(image: Image, entry: Info) -> int:
+    """Disk clusters that were not as the snapshot has them."""
+    changed = image.changed_since(entry)
+    image.snapshot_apply(entry)
+    return changed // image.cluster_size
 
 
 def _newest(disk: Disk, name: str) -> Info:

@@ -96,6 +96,7 @@ class RamWriter:
     def __init__(self, memory: CoreMemory, image: StateImage) -> None:
         self._memory, self._image = memory, image
         self._written = bytearray(-(-memory.size // GRANULE))
+        self.bytes_written = self.bytes_shared = 0
         self.cancelled = False
 
     @property
@@ -118,6 +119,7 @@ class RamWriter:
             if self.cancelled:
                 return
             self._image.vmstate_share(base, RAM_BASE + offset, RAM_BASE + offset, length)
+            self.bytes_shared += length
         self._written = same
         self.again(dirty)
 
@@ -143,6 +145,7 @@ class RamWriter:
                 return
             length = min(length, self._memory.size - at)
             self._image.vmstate_write(RAM_BASE + at, self._memory.view(at, length))
+            self.bytes_written += length
             first = at // GRANULE
             self._written[first : first + -(-length // GRANULE)] = b"\1" * -(-length // GRANULE)
 

@@ -50,6 +50,19 @@ def hmp_info_snapshots(mon: Hmp) -> None:
             mon.print(snapshot_line(info, info.id))
 
 
+@hmp("info snapshot-work", "", "", "show what the last savevm and loadvm had to write and to copy back")
+def hmp_info_snapshot_work(mon: Hmp) -> None:
+    work = commands.query_snapshot_work(mon.vm)
+    if work.saved:
+        mon.print(
+            f"savevm: {work.pages_written} pages in {work.state_clusters} clusters written, {work.pages_stopped} pages "
+            f"of these while the guest stood; {work.pages_shared} pages shared with the snapshot before"
+        )
+    if work.loaded:
+        pages = "memory replaced" if work.pages_restored is None else f"{work.pages_restored} pages copied back"
+        mon.print(f"loadvm: {pages}, {work.disk_clusters} disk clusters had changed")
+
+
 def snapshot_header() -> str:
     return f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"
 

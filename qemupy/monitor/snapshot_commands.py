@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qemupy.errors import QemupyError
-from qemupy.migration.snapshots import Snapshots
+from qemupy.migration.snapshots import Snapshots, Work
 from qemupy.vm import Vm
 
 Done = Callable[[QemupyError | None], None]
@@ -33,3 +33,8 @@ def snapshot_delete(vm: Vm, tag: str, done: Done) -> None:
 def query_snapshots(vm: Vm) -> tuple[list[Any], dict[str, list[Any]]]:
     """Those on all disks, and by disk those that are not."""
     return vm.service(Snapshots).listing()
+
+
+def query_snapshot_work(vm: Vm) -> Work:
+    """What the last savevm and loadvm had to do."""
+    return vm.service(Snapshots).work

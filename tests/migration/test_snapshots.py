@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.block.qcow2_images import opened, read
+from tests.migration import busy
 from tests.migration.process import SCALE, Process, counting_guest
 
 ROW = re.compile(r"^--        (\S+) +[\d.]+ [KM]iB \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d\d:\d\d:\d\d\.\d{3} {11}$")
@@ -277,6 +278,31 @@ def test_a_further_snapshot_shares_what_did_not_change(tmp_path: Path, floppy: P
         assert process.wait() == 0
     done = subprocess.run(["qemu-img", "check", disk], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_a_snapshot_took_is_counted(tmp_path: Path) -> None:
+    """By a guest that writes memory and disk, and by one that stands."""
+
+    def work() -> list[int]:
+        return [int(n) for n in re.findall(r"\b\d+(?= (?:pages|clusters|disk))", run("info snapshot-work"))]
+
+    disk = busy.create(tmp_path / "a.qcow2")
+    with busy.machine(tmp_path, counting_guest(tmp_path, "busy"), disk) as process:
+        run = process.mon.run
+        process.wait_passes()
+        assert run("info snapshot-work") == ""
+        assert run("savevm one") == ""
+        written, clusters, stood, shared = work()
+        assert 0 <= stood <= written and 0 <= clusters * 16 - written < 16 and clusters and not shared
+        process.wait_passes()
+        assert run("loadvm one") == ""
+        restored, changed = work()[4:]
+        assert 0 < restored < written and changed > 0
+        run("stop")
+        assert run("loadvm one") == "" and run("loadvm one") == "" and work()[4:] == [0, 0]
+        assert run("savevm two") == ""
+        assert work()[0] == 0 and written - stood <= work()[3] <= written, "some were written twice"
+        assert run("loadvm one") == "" and "loadvm: memory replaced, 0 disk clusters" in run("info snapshot-work")
 
 
 def test_a_damaged_state_is_refused_and_the_machine_runs_on(process: Process, tmp_path: Path) -> None:

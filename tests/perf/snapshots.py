@@ -101,6 +101,12 @@ def stored(guest: Guest) -> int:
     return int(float(found.group(1)) * (1 << 20 if found.group(2) == "Mi" else 1 << 30))
 
 
+def work(guest: Guest, job: str) -> str:
+    """Pages and clusters of the last savevm or loadvm; QEMU does not say."""
+    found = re.search(rf"^{job}: (.*)$", guest.monitor.run("info snapshot-work"), re.M)
+    return found.group(1) if found else "not told"
+
+
 def dd_ms(folder: Path, size: int) -> float:
     """`dd conv=fdatasync` of as many random bytes."""
     source, target = folder / "random", folder / "copy"
@@ -145,21 +151,27 @@ def measure(program: list[str], rounds: int) -> dict[str, str]:
         with start(program, folder) as guest:
             fill(guest)
             first, pause = guest.paused("savevm ready")
+            first_work = work(guest, "savevm")
             saves = [guest.timed("savevm ready") for _ in range(rounds)]
+            again_work = work(guest, "savevm")
             size = stored(guest)
             dd = statistics.median(dd_ms(folder, size) for _ in range(3))
             results["state"] = f"{size >> 20} MiB"
             results["first savevm ms"] = f"{first:.0f}"
+            results["first savevm, work"] = first_work
             results["of it the guest stood ms"] = f"{pause:.0f}"
             results["savevm again ms"] = f"{statistics.median(saves):.0f} ({min(saves):.0f}-{max(saves):.0f})"
+            results["savevm again, work"] = again_work
             results["dd fdatasync ms"] = f"{dd:.0f}"
             guest.idle(0.2)
             guest.timed("savevm other")
             results["loadvm ms"] = f"{guest.timed('loadvm ready'):.1f}"
+            results["loadvm, work"] = work(guest, "loadvm")
             repeated = []
             for _ in range(20 * rounds):
                 repeated.append(guest.timed("loadvm ready"))
             results["loadvm again ms"] = f"{statistics.median(repeated):.2f} ({min(repeated):.2f}-{max(repeated):.2f})"
+            results["loadvm again, work"] = work(guest, "loadvm")
             guest.monitor.run("delvm other")
             downtime, total = migration_ms(guest, program, folder)
             results["migration downtime ms"] = f"{downtime:.0f}"
