@@ -166,12 +166,14 @@ i64 clock_host_deadline(const QpyClock *k, i64 when) {
     return host > 0 ? host : 0;
 }
 
-/* What it has shown while it ran it does not take back: it may have been ahead of CLOCK_MONOTONIC. */
+/* What it has shown while it ran it does not take back: `value` is later by what it is ahead of CLOCK_MONOTONIC. */
 static i64 stop_at(const QpyClock *k, i64 value) {
     if (!k->running || !k->piece.mult) return value;
-    u64 ticks = host_tsc() - k->piece.from;
-    i64 shown = k->piece.base + (i64)clock_scale(ticks < CLOCK_PIECE_TICKS ? ticks : CLOCK_PIECE_TICKS, k->piece.mult);
-    return shown > value ? shown : value;
+    HostTime t = host_time();
+    u64 ticks = t.tsc - k->piece.from;
+    i64 shown = piece_at(&k->piece, k->piece.from + (ticks < CLOCK_PIECE_TICKS ? ticks : CLOCK_PIECE_TICKS));
+    i64 ahead = shown - (t.ns + k->value);
+    return ahead > 0 ? value + ahead : value;
 }
 
 static void start_counted(QpyClock *k) {

@@ -14,8 +14,13 @@ from qemupy._core import ffi, lib
 from rawguest import RawGuest
 from translated import DONE_PORT, run, start, user_mode
 
+from qemupy.main_loop.clock import TimerHeap
+from qemupy.main_loop.clocks import VirtualClock
+from qemupy.vcpu.interp import InterpClock
+
 CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 LOG = 0x200000
+TOLERANCE = 10_000  # ns; 0.1 us is usual
 READ = "rdtsc; shl rdx, 32; or rax, rdx"
 READ_IN_ORDER = "rdtscp; shl rdx, 32; or rax, rdx"
 # 100 ms: then the clock is made of pieces
@@ -182,6 +187,21 @@ def map_apic(guest: RawGuest) -> None:
     """The page of the local APIC, at the top of the fourth GiB."""
     guest.put(0x9000 + 3 * 8, (0xC003).to_bytes(8, "little"))
     guest.put(0xC000 + (0xFEE00000 >> 21 & 511) * 8, (0xFEE00083).to_bytes(8, "little"))
+
+
+def test_the_core_tells_the_time_of_the_devices() -> None:
+    """PIT, HPET and PM timer ask Python's clock, TSC and APIC timer the core's; over ends of pieces, stop and cont."""
+    core, virtual = InterpClock(), VirtualClock(TimerHeap())
+    virtual.core = core
+    for _ in range(4):
+        virtual.start()
+        for _ in range(20):
+            for _ in range(100):
+                before, now, behind = virtual.now(), core.now(), virtual.now()
+                assert before - TOLERANCE < now < behind + TOLERANCE
+            time.sleep(0.015)
+        virtual.stop()
+        assert 0 <= core.now() - virtual.now() < TOLERANCE
 
 
 @pytest.mark.parametrize("accel", ACCELS)
