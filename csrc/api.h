@@ -358,10 +358,11 @@ typedef struct QpyVcpuStats {
      * instructions left to handlers, polls that left, exits linked and unlinked, jump-cache entries made, flushes of
      * the code cache, host exceptions that were the guest's, group checks that failed, blocks compared in lock-step;
      * regions among the blocks made; left through an exit not linked, because of what a handler did, for a target that
-     * no jump cache has; blocks interpreted; ns in translation, and about so many in interpretation. */
+     * no jump cache has; blocks interpreted; ns in translation, and about so many in interpretation;
+     * strips of loops run without checks. */
     uint64_t jit_blocks, jit_bytes, jit_used, jit_entered, jit_helper, jit_poll, jit_linked, jit_unlinked, jit_cached,
         jit_flushes, jit_faults, jit_group_failed, jit_compared, jit_regions, jit_exit_unlinked, jit_exit_handler,
-        jit_exit_missed, jit_interpreted, jit_translate_ns, jit_interpret_ns;
+        jit_exit_missed, jit_interpreted, jit_translate_ns, jit_interpret_ns, jit_strips;
 } QpyVcpuStats;
 
 void qpy_vcpu_get_state(QpyVcpu *v, QpyCpuState *out);

@@ -144,6 +144,13 @@ typedef struct TscPiece {
     u64 minus, mult, base;
 } TscPiece;
 
+/* Of the loop that runs in strips (jit/strip.c). */
+typedef struct StripState {
+    u64 room; /* iterations that fit behind the first one */
+    u64 end;  /* where the register that is counted by will be */
+    u32 warm; /* iterations with checks until the next probe */
+} StripState;
+
 typedef struct FpuState {
     u8 area[XSAVE_BYTES] __attribute__((aligned(64))); /* XSAVE standard format; valid while !live */
     bool live;          /* guest x87/SSE/AVX registers are in the host's registers now */
@@ -257,7 +264,8 @@ struct Cpu {
     u64 jit_pairs;            /* where translated code begins on the stack of return addresses */
     const void *jit_cache;    /* jump cache of the mode that runs */
     u64 jit_tmp[3];
-    u64 jit_group[4];         /* host addresses of groups (jit/group.c) */
+    u64 jit_group[4];         /* host addresses of groups (jit/group.c), distances of streams (jit/strip.c) */
+    StripState jit_strip;
     u64 jit_mask[8];          /* PEXT masks: TLB index, page, jump-cache index, 63, 31, beyond a clock's piece, DF, beyond
                                * 13 bits */
     TscPiece tsc;
@@ -270,6 +278,7 @@ struct Cpu {
     bool hold;                /* lock-step: what is pending waits until both tiers have run */
 
     /* counters for `info jit` and tests */
+    u64 n_strip;
     u64 n_tlb_fill, n_tlb_flush, n_pio, n_mmio, n_exc, n_irq, n_block, n_decode, n_smc;
     i64 device_ns; /* spent in upcalls, waiting for the big lock included; negative while in one */
 

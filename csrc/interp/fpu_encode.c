@@ -56,9 +56,10 @@ static unsigned put_legacy(const ZydisDecodedInstruction *zi, u8 rex, u8 *out) {
 static u8 redirect_modrm(u8 modrm, u8 *rex, const NativeForm *form, unsigned rm, unsigned reg) {
     bool mem = modrm < 0xc0;
     if (mem || form->rm_gpr) {
-        modrm = (u8)((mem ? modrm & 0x38 : modrm & 0xf8) | (rm & 7));
+        modrm = (u8)((mem ? modrm & 0x38 : modrm & 0xf8) | (mem && form->indexed ? 4 : rm & 7));
         *rex &= mem ? (u8) ~(REX_X | REX_B) : (u8)~REX_B;
         *rex |= rm & 8 ? REX_B : 0;
+        if (mem && form->indexed) *rex |= form->index & 8 ? REX_X : 0;
     }
     if (form->reg_gpr) {
         modrm = (u8)((modrm & 0xc7) | (reg & 7) << 3);
@@ -68,13 +69,14 @@ static u8 redirect_modrm(u8 modrm, u8 *rex, const NativeForm *form, unsigned rm,
 }
 
 /* A base like rbp needs a displacement even where it is zero. */
-static unsigned put_modrm(u8 modrm, i32 disp, u8 *out) {
-    bool mem = modrm < 0xc0;
-    if (!mem || (!disp && (modrm & 7) != 5)) return *out = modrm, 1;
-    bool small = disp == (i8)disp;
-    out[0] = modrm | (small ? 0x40 : 0x80);
-    for (unsigned i = 0; i < (small ? 1 : 4); i++) out[1 + i] = (u8)((u32)disp >> 8 * i);
-    return small ? 2 : 5;
+static unsigned put_modrm(u8 modrm, const NativeForm *form, unsigned rm, i32 disp, u8 *out) {
+    unsigned n = 0, bytes = disp == (i8)disp ? 1 : 4;
+    if (modrm >= 0xc0) return *out = modrm, 1;
+    if (!disp && (rm & 7) != 5) bytes = 0;
+    out[n++] = modrm | (bytes == 1 ? 0x40 : bytes ? 0x80 : 0);
+    if (form->indexed) out[n++] = (u8)(form->scale << 6 | (form->index & 7) << 3 | (rm & 7));
+    for (unsigned i = 0; i < bytes; i++) out[n++] = (u8)((u32)disp >> 8 * i);
+    return n;
 }
 
 unsigned stub_encode(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, u8 *out) {
@@ -90,7 +92,7 @@ unsigned stub_encode_to(const ZydisDecodedInstruction *zi, const u8 *bytes, cons
     bool vex = zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
     unsigned n = vex ? put_vex(zi, bytes, rex, out) : put_legacy(zi, rex, out);
     out[n++] = zi->opcode;
-    if (has_modrm) n += put_modrm(modrm, disp, out + n);
+    if (has_modrm) n += put_modrm(modrm, form, rm, disp, out + n);
     if (zi->raw.imm[0].size) {
         u8 imm = bytes[zi->raw.imm[0].offset];
         bool long_mode = zi->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;

@@ -16,6 +16,8 @@ typedef struct NativeForm {
     bool xmm, mmx; /* has such an operand */
     u8 mem_bytes;  /* 0: no memory operand */
     u8 gpr;        /* byte offset of the general register in Cpu.r */
+    bool indexed;  /* the new memory operand has these */
+    u8 index, scale;
 } NativeForm;
 
 /* Memory operand of native instructions, packed by the resolver: in->osz = bytes, in->imm8b = bits of the linear

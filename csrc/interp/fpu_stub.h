@@ -27,7 +27,8 @@ void *stub_get(const u8 *insn, unsigned len, unsigned head, unsigned tail);
 
 /* Re-encodes the guest instruction as above; returns the length. */
 unsigned stub_encode(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, u8 *out);
-/* The same with [rm + disp] for its memory operand (rm not rsp or r12), host registers rm and reg for general ones. */
+/* The same with [rm + disp], or form's index too, for its memory operand (rm not rsp or r12), host registers rm and reg
+ * for general ones. */
 unsigned stub_encode_to(const ZydisDecodedInstruction *zi, const u8 *bytes, const NativeForm *form, unsigned rm,
                         i32 disp, unsigned reg, u8 *out);
 

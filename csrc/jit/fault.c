@@ -30,6 +30,7 @@ static bool redirect(Cpu *c, greg_t *g, u64 trap) {
     if (!k || !k->block) return false;
     u32 i = 0;
     while (i + 1 < k->n_points && k->points[i + 1].at && k->points[i + 1].at <= off) i++;
+    i = k->points[i].insn;
     u64 next = k->block->rip;
     for (u32 n = 0; n <= i; n++) next += k->insn[n].len;
     c->jit_tmp[0] = trap;

@@ -111,22 +111,21 @@ static unsigned gather(const Trans *t, unsigned k, Group *p) {
     return members;
 }
 
-/* host = the guest address of the group's begin; may clobber r15 */
-static void emit_begin(Trans *t, const Group *p, unsigned host) {
+void group_address(Trans *t, const Place *at, i32 disp, unsigned host) {
     Asm *a = &t->a;
-    Rm m = {.reg = NO_REG, .base = (u8)host_reg(p->at.base), .index = NO_REG, .disp = p->lo - origin(t, &p->at)};
-    if (m.base == NO_REG) asm_load(a, m.base = (u8)host, slot(t, p->at.base));
-    if (p->at.index != NO_REG) {
-        m.index = (u8)host_reg(p->at.index);
-        m.scale = p->at.scale;
-        if (m.index == NO_REG) asm_load(a, m.index = R15, slot(t, p->at.index));
+    Rm m = {.reg = NO_REG, .base = (u8)host_reg(at->base), .index = NO_REG, .disp = disp};
+    if (m.base == NO_REG) asm_load(a, m.base = (u8)host, slot(t, at->base));
+    if (at->index != NO_REG) {
+        m.index = (u8)host_reg(at->index);
+        m.scale = at->scale;
+        if (m.index == NO_REG) asm_load(a, m.index = R15, slot(t, at->index));
     }
     asm_lea(a, host, m);
 }
 
 /* r13 or r14 = the host address of the group's begin. */
 static void emit_group_check(Trans *t, const Group *p, unsigned host) {
-    emit_begin(t, p, host);
+    group_address(t, &p->at, p->lo - origin(t, &p->at), host);
     cold_interpret(t, emit_check(t, host, rm_abs(&t->c->jit_tmp[2]), (u32)(p->hi - p->lo), p->write));
 }
 

@@ -230,10 +230,23 @@ static bool emit_modrm(Trans *t) {
     return emit_with_register(t, &u);
 }
 
+/* Of mapped registers to a mapped one. */
+static bool lea_mapped(Trans *t, unsigned to) {
+    const Insn *in = t->g->in;
+    bool based = in->base != ROFF(R_ZERO), indexed = in->index != ROFF(R_ZERO);
+    Rm m = {.reg = NO_REG, .base = NO_REG, .index = NO_REG, .scale = in->scale, .disp = in->disp};
+    if (to == NO_REG || (!based && !indexed) || in->base == ROFF(R_RIP)) return false;
+    if (based && (m.base = (u8)host_reg(in->base / 8)) == NO_REG) return false;
+    if (indexed && (m.index = (u8)host_reg(in->index / 8)) == NO_REG) return false;
+    asm_rm(&t->a, in->osz == 4 || in->asz == 4 ? 0 : E_W, MAP_1, 0x8d, to, m);
+    return true;
+}
+
 static bool emit_lea(Trans *t) {
     const Insn *in = t->g->in;
     unsigned guest = field_reg(t->g), to = host_reg(guest);
     if (in->osz == 2 || in->asz == 2) return false;
+    if (lea_mapped(t, to)) return true;
     Insn plain = *in;
     plain.seg = SEG_DS;
     t->g->in = &plain;

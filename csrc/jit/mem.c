@@ -146,12 +146,13 @@ static bool check_constant(Trans *t, unsigned n, bool write) {
 }
 
 /* Can the operand be in a group: a base, perhaps an index, no segment base, nothing to truncate? */
-static bool groupable(const Trans *t, const Insn *in) {
+bool group_possible(const Trans *t, const Insn *in) {
     return t->wide && in->asz == 8 && in->base < ROFF(R_RIP) && in->index != ROFF(R_RSP) && in->seg != SEG_FS &&
            in->seg != SEG_GS;
 }
 
 static bool try_group(Trans *t, unsigned base, unsigned index, i32 disp, unsigned n, bool write) {
+    if (t->strip) return strip_serves(t, n, write);
     Place at = group_place(t, base, index, index == NO_REG ? 0 : t->g->in->scale);
     group_note(t, at, disp, n, write);
     return group_serves(t, at, disp, n, write);
@@ -160,7 +161,7 @@ static bool try_group(Trans *t, unsigned base, unsigned index, i32 disp, unsigne
 void emit_address(Trans *t, unsigned n, bool write) {
     const Insn *in = t->g->in;
     unsigned index = in->index == ROFF(R_ZERO) ? NO_REG : in->index / 8;
-    if (groupable(t, in) && try_group(t, in->base / 8, index, in->disp, n, write)) return;
+    if (group_possible(t, in) && try_group(t, in->base / 8, index, in->disp, n, write)) return;
     if (check_constant(t, n, write)) return;
     emit_ea(t, R14);
     emit_check_linear(t, n, write);

@@ -107,21 +107,25 @@ void region_label(Trans *t) {
     g->host = t->a.p;
     for (unsigned k = 0; k < t->n_fix; k++)
         if (t->fix[k].insn == t->i) asm_patch(&t->a, t->fix[k].site, asm_here(&t->a));
-    if (g->looped && !g->live) emit_poll_here(t);
+    Loop *l = strip_loop(t, t->i);
+    if (l) strip_enter(t, l);
+    else if (g->looped && !g->live) emit_poll_here(t);
 }
 
 /* A jump (cond: if that holds; 16: always) to an instruction of this translation. */
 void region_branch(Trans *t, unsigned cond, unsigned insn) {
     Asm *a = &t->a;
     const Guest *to = &t->guest[insn];
-    bool back = insn <= t->i;
+    bool back = insn <= t->i || t->strip;
     u8 *over = NULL;
     if (back && to->live) {
         if (cond != ALWAYS) over = asm_jcc(a, cond ^ 1, asm_here(a));
         emit_poll_for(t, guest_rip(to));
         cond = ALWAYS;
     }
-    u64 host = back ? (u64)to->host + (u64)a->rx : asm_here(a);
+    const Loop *l = strip_loop(t, insn);
+    const u8 *there = l && l->last == t->i ? l->again : to->host;
+    u64 host = back ? (u64)there + (u64)a->rx : asm_here(a);
     if (cond == ALWAYS) asm_jmp(a, host);
     else asm_jcc(a, cond, host);
     if (!back) t->fix[t->n_fix++] = (Fix){a->p - 4, (u8)insn};

@@ -25,11 +25,12 @@ static void print_host(const Trans *t, const u8 *from, const u8 *to) {
 static void print_out_asm(const Trans *t) {
     const u8 *begin = t->jit->rw + (t->code->entry - t->jit->rx), *end = t->a.p;
     log_printf("OUT: [size=%u]\n", (unsigned)(end - begin));
-    for (unsigned i = 0; i < t->n; i++) {
-        const u8 *at = t->jit->rw + t->code->points[i].at;
-        const u8 *to = i + 1 < t->n ? t->jit->rw + t->code->points[i + 1].at : t->jit->rw + t->code->end;
+    const JitPoint *point = t->code->points;
+    u32 n = t->code->n_points;
+    for (u32 i = 0; i < n; i++) {
+        const u8 *at = t->jit->rw + point[i].at, *to = t->jit->rw + (i + 1 < n ? point[i + 1].at : t->code->end);
         if (i == 0 && at > begin) print_host(t, begin, at);
-        log_printf("  -- guest addr 0x%016llx\n", (unsigned long long)guest_rip(&t->guest[i]));
+        log_printf("  -- guest addr 0x%016llx\n", (unsigned long long)guest_rip(&t->guest[point[i].insn]));
         print_host(t, at, to);
     }
     log_printf("  -- slow paths and exits\n");

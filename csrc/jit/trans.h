@@ -27,6 +27,13 @@ typedef struct Guest {
     bool label, looped; /* some branch leads here, some backward one */
     u8 *host;           /* where its code begins, if it is a label; writable view */
     u16 written;        /* bit n: general register n changes */
+    u8 bytes_used;      /* of its explicit memory operand */
+    bool stores;        /* to memory */
+    bool implied;       /* has a memory operand that is not explicit */
+    bool helped;        /* its handler does it */
+    u8 stream;          /* 1 + which of its loop the memory operand belongs to; 0: none */
+    u8 moving;          /* register of the operand that moves, or NO_REG */
+    i32 fixed;          /* what else the address is, from the stream's other register */
     i32 sp_change;      /* instead of RSP in `written`: it moves by that much */
     ZydisDecodedInstruction zi;
     u8 bytes[16];
@@ -63,6 +70,27 @@ typedef struct Fix {
     u8 insn;
 } Fix;
 
+/* Operands of a loop off the same registers, of which one moves, or none. */
+typedef struct Stream {
+    u8 base, index, scale; /* guest registers */
+    u8 moving, shift;      /* that register and how it is scaled, or NO_REG */
+    bool write;
+    u8 members;
+    i32 stride; /* bytes each time round */
+    i32 lo, hi; /* the bytes used, from base and index at the loop's begin */
+} Stream;
+
+/* A loop that runs in strips (strip.c). */
+enum { LOOPS = 4, STREAMS = 5 };
+typedef struct Loop {
+    u8 first, last; /* instructions; the last one branches back to the first */
+    bool on, owns;  /* owns: r14 and r15 hold distances too */
+    u8 counter, n;  /* a register that moves, and by how much; streams */
+    i32 step;
+    Stream stream[STREAMS];
+    u8 *again, *checked, *to_probe; /* where its branch back leads, behind the test for a strip, that test's rel32 */
+} Loop;
+
 typedef struct Trans {
     Asm a;
     Cpu *c;
@@ -84,16 +112,19 @@ typedef struct Trans {
     Rm mem;        /* the memory operand after emit_address() */
     bool planning; /* first pass: accesses are noted, the code is thrown away */
     Group group, stored[4];
+    const Loop *strip; /* the loop whose copy without checks is being emitted */
     u16 version[16];
     i32 sp;          /* RSP - its value at the block's begin */
     const Insn *x87; /* last x87 instruction, whose pointers are still to be stored */
     u64 x87_next;
     Access access[4 * BLOCK_MAX_INSNS + 2];
     unsigned n_access;
-    Cold cold[4 * BLOCK_MAX_INSNS + 8];
+    Cold cold[8 * BLOCK_MAX_INSNS + 8]; /* loops may come twice */
     unsigned n_cold;
     Fix fix[BLOCK_MAX_INSNS];
     unsigned n_fix;
+    Loop loop[LOOPS];
+    unsigned n_loops;
     Guest guest[BLOCK_MAX_INSNS];
 } Trans;
 
@@ -152,6 +183,9 @@ void groups_end(Trans *t);
 void group_open(Trans *t);
 void group_step(Trans *t);
 void group_registers(Guest *g, const ZydisDecodedOperand *ops);
+bool group_possible(const Trans *t, const Insn *in); /* can its memory operand be in a group? */
+/* host = the guest address of at + disp; may clobber r15 */
+void group_address(Trans *t, const Place *at, i32 disp, unsigned host);
 
 /* trace.c */
 void jit_trace(Trans *t);
@@ -182,7 +216,19 @@ void region_join(Trans *t);
 void region_branch(Trans *t, unsigned cond, unsigned insn);
 bool direct_branch(const Insn *in); /* JMP, Jcc */
 
-/* translate.c: a straight run of instructions begins here; how many there are from here to its end */
+/* strip.c */
+void strip_operands(Guest *g, const ZydisDecodedOperand *ops);
+void strips_find(Trans *t);    /* the loops that may run in strips; before planning */
+void strips_planned(Trans *t); /* and do */
+Loop *strip_loop(Trans *t, unsigned first);
+void strip_enter(Trans *t, Loop *l);                 /* at the loop's begin */
+bool strip_serves(Trans *t, unsigned n, bool write); /* like group_serves() */
+void strip_reload(Trans *t);                         /* r14 and r15, if it owns them */
+void strips_emit(Trans *t);
+
+/* translate.c */
+void emit_guest(Trans *t); /* the instruction Trans.i */
+/* A straight run of instructions begins here; how many there are from here to its end. */
 bool run_begins(const Trans *t, unsigned i);
 unsigned run_left(const Trans *t);
 

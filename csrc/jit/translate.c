@@ -27,7 +27,7 @@ static void decode_all(Trans *t, const u8 *bytes) {
         unsigned len = g->in->len;
         memcpy(g->bytes, bytes, len);
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, len, &g->zi, ops))) memset(&g->zi, 0, sizeof g->zi);
-        else group_registers(g, ops);
+        else group_registers(g, ops), strip_operands(g, ops);
         bytes += len;
         rip += len;
         g->next = rip;
@@ -43,6 +43,7 @@ static void source_bytes(Cpu *c, const Block *b, u8 *out) {
 }
 
 static void call_handler(Trans *t, const u8 *by) {
+    t->g->helped = true;
     group_barrier(t);
     x87_settle(t);
     asm_imm(&t->a, R15, (u64)t->g->in);
@@ -94,15 +95,12 @@ static void emit_run_begin(Trans *t) {
     if (!t->i) t->code->run = run_left(t);
     if (unlikely(t->jit->lockstep)) emit_announcement(t);
     if (t->jit->counts) emit_charge(t);
+    if (t->strip && (t->jit->lockstep || t->jit->counts)) strip_reload(t);
 }
 
 static bool finish(Trans *t) {
     Block *b = t->b;
     Jit *j = t->jit;
-    if (!t->ended) {
-        held_flush(t);
-        emit_goto(t, t->g->next, false);
-    }
     t->code->end = (u32)(t->a.p - j->rw);
     cold_emit(t);
     j->stats.translated++;
@@ -115,20 +113,20 @@ static bool finish(Trans *t) {
     return true;
 }
 
-static void emit_guest(Trans *t) {
+void emit_guest(Trans *t) {
     t->g = &t->guest[t->i];
     t->moved = false;
     t->mode_after = t->b->mode;
     if (t->g->label || !only_registers(t->g)) held_flush(t);
-    region_label(t);
+    if (!t->strip) region_label(t);
     if (!t->ended && run_begins(t, t->i)) emit_run_begin(t);
-    t->code->points[t->i] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
+    t->code->points[t->code->n_points++] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
     if (t->ended) return; /* nothing leads here */
-    group_open(t);
+    if (!t->strip) group_open(t);
     emit_insn(t);
     if (t->ended) held_drop(t);
     cold_end_insn(t);
-    group_step(t);
+    if (!t->strip) group_step(t);
 }
 
 /* One pass over the block. The planning one leaves only Trans.access behind. */
@@ -141,8 +139,16 @@ static void emit_all(Trans *t) {
     emit_heat(t);
     held_drop(t);
     memset(t->version, 0, sizeof t->version);
+    t->code->n_points = 0;
     for (t->i = 0; t->i < t->n; t->i++) emit_guest(t);
-    if (!t->planning) return;
+    if (!t->ended) {
+        held_flush(t);
+        emit_goto(t, t->g->next, false);
+    }
+    if (!t->planning) {
+        strips_emit(t);
+        return;
+    }
     t->planning = false;
     t->a.p = begin;
     t->jit->arena_used = arena;
@@ -157,7 +163,7 @@ bool jit_translate(Cpu *c, Block *b) {
     Jit *j = c->jit;
     u8 bytes[REGION_BYTES + 16];
     memset(t, 0, offsetof(Trans, access));
-    t->n_cold = t->n_access = t->n_fix = 0;
+    t->n_cold = t->n_access = t->n_fix = t->n_loops = 0;
     t->c = c, t->jit = j, t->b = b, t->n = b->n;
     t->wide = b->mode & MODE_CS64;
     t->mode = jit_mode(j, b->mode);
@@ -169,17 +175,19 @@ bool jit_translate(Cpu *c, Block *b) {
     t->code->insn = b->insn;
     if (b->region) t->region = region_make(c, j, b, &t->code->insn, &t->n);
     t->code->mode = t->mode;
-    t->code->points = jit_alloc(j, t->n * sizeof(JitPoint));
-    t->code->n_points = t->n;
+    t->code->points = jit_alloc(j, 2 * t->n * sizeof(JitPoint)); /* loops may come twice */
     source_bytes(c, b, bytes);
     memset(t->guest, 0, t->n * sizeof t->guest[0]);
     decode_all(t, bytes);
     region_labels(t);
     flags_liveness(t);
-    if (t->wide && !b->plain) {
+    strips_find(t);
+    if (t->wide && (!b->plain || t->n_loops)) {
         t->planning = true;
         emit_all(t);
     }
+    if (b->plain) t->n_access = 0;
+    strips_planned(t);
     emit_all(t);
     return finish(t);
 }

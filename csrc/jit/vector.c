@@ -53,6 +53,7 @@ static bool has_is4(const ZydisDecodedInstruction *zi) {
 static bool put_native(Trans *t, bool mem, bool gpr, unsigned host) {
     const Guest *g = t->g;
     NativeForm f = {.is4 = has_is4(&g->zi)};
+    if (mem && t->mem.index != NO_REG) f.index = t->mem.index, f.scale = t->mem.scale, f.indexed = true;
     u8 out[20];
     if (gpr) {
         ZydisDecoder d;

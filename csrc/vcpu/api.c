@@ -281,6 +281,7 @@ void qpy_vcpu_stats(QpyVcpu *v, QpyVcpuStats *out) {
     out->jit_faults = j->host_faults;
     out->jit_group_failed = j->group_failed;
     out->jit_compared = j->compared;
+    out->jit_strips = v->n_strip;
     out->jit_exit_unlinked = j->exit_unlinked;
     out->jit_exit_handler = j->exit_handler;
     out->jit_exit_missed = j->exit_handled - j->exit_handler;

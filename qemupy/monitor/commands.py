@@ -160,7 +160,7 @@ _TRANSLATOR_COUNTERS = (
     ("exits unlinked", "jit_unlinked"), ("jump cache fills", "jit_cached"), ("left by poll", "jit_poll"),
     ("left by handler", "jit_exit_handler"), ("left by unlinked exit", "jit_exit_unlinked"),
     ("left by missed target", "jit_exit_missed"), ("left by group check", "jit_group_failed"),
-    ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"),
+    ("strips of loops", "jit_strips"), ("handler calls", "jit_helper"), ("host exceptions", "jit_faults"),
     ("blocks interpreted", "jit_interpreted"), ("blocks compared", "jit_compared"),
 )  # fmt: skip
 

@@ -18,8 +18,8 @@ BUDGET = 60_000_000
 WAYS = ("", "eager", "block", "chain")
 
 
-def outcome(program: Program, seed: int, accel: str, translator: str = "") -> tuple[list[int], int]:
-    """Checksum, faults and general registers; blocks compared."""
+def outcome(program: Program, seed: int, accel: str, translator: str = "") -> tuple[list[int], int, int]:
+    """Checksum, faults and general registers; blocks compared; strips of loops."""
     written: list[int] = []
     with RawGuest(ram=16 << 20, accel=accel, translator=translator) as guest:
 
@@ -35,7 +35,8 @@ def outcome(program: Program, seed: int, accel: str, translator: str = "") -> tu
         stats = ffi.new("QpyVcpuStats *")
         lib.qpy_vcpu_stats(guest.vcpu, stats)
         assert stats.jit_regions or translator not in ("eager", "chain") or program.modifies, "no block became a region"
-        return [written[0], guest.get_int(FAULTS, 4), *map(int, state.gpr)], int(stats.jit_compared)
+        result = [written[0], guest.get_int(FAULTS, 4), *map(int, state.gpr)]
+        return result, int(stats.jit_compared), int(stats.jit_strips)
 
 
 def main() -> int:
@@ -43,19 +44,21 @@ def main() -> int:
     parser.add_argument("seed", type=int)
     parser.add_argument("blocks", type=int)
     options = parser.parse_args()
-    seed, blocks = options.seed, 0
+    seed, blocks, strips = options.seed, 0, 0
     while blocks < options.blocks:
         for bits in (64, 32):
-            print(f"seed {seed}, {bits} bits, {blocks} blocks so far", flush=True)
+            print(f"seed {seed}, {bits} bits, {blocks} blocks, {strips} strips so far", flush=True)
             program = Program(seed, bits)
-            expected, _ = outcome(program, seed, "interp")
+            expected, *_ = outcome(program, seed, "interp")
             assert expected[1] > 0, "no fault at all"
             for way in WAYS:
-                got, compared = outcome(program, seed, "dbt", way)
+                got, compared, stripped = outcome(program, seed, "dbt", way)
                 assert got == expected, f"dbt {way}: {got} instead of {expected}"
                 blocks += compared
+                strips += stripped
         seed += 1
-    print(f"seeds {options.seed} to {seed - 1}: {blocks} blocks without a difference")
+    assert strips > 0, "no loop ran in strips"
+    print(f"seeds {options.seed} to {seed - 1}: {blocks} blocks, {strips} strips without a difference")
     return 0
 
 

@@ -367,6 +367,43 @@ class Program:
         self.straight(self.random.randrange(3, 14))
         self.lines += [f"dec dword ptr [{counter:#x}]", f"jnz {start}"]
 
+    def strided_loop(self) -> None:
+        """Operands that move by a constant each time round: across pages, into what faults, or out early."""
+        if self.bits == 32:
+            self.structure()
+            return
+        pointer, fixed, index, counter, value, other = self.random.sample(self.registers, 6)
+        stride = self.random.choice((1, 2, 4, 8, 12, 16, 24, 40, 136, 400, -1, -4, -8, -16, -56))
+        scale, step = self.random.choice((1, 2, 4, 8)), self.random.choice((1, 2, 3, 8, -1, -2, -5))
+        times = self.random.randrange(2, min(250, 0x3800 // max(abs(stride), abs(step * scale))))
+        start, after = self._label(), self._label()
+        for register in (pointer, fixed):
+            self.lines.append(f"mov {register}, {DATA + self.random.randrange(0x4000, 0xC000):#x}")
+        self.lines += [f"mov {counter}, {times}", f"xor {part(index, 4)}, {part(index, 4)}"]
+        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}",
+                       f"mov dword ptr [{RESUME + 4:#x}], {WITHOUT_CC:#x}", f"{start}:"]
+        body = [self._strided(self._pick(pointer, f"{fixed} + {index}*{scale}", fixed), value, other, after)
+                for _ in range(self.random.randrange(1, 6))]
+        move = self._pick(f"add {pointer}, {stride}", f"lea {pointer}, [{pointer} + {stride}]",
+                          f"lea {other}, [{pointer} + {stride}]; mov {pointer}, {other}")
+        for text in (move, f"add {index}, {step}"):
+            body.insert(self.random.randrange(len(body) + 1), text)
+        last = self._pick(f"sub {counter}, 1", f"dec {counter}",
+                          f"lea {counter}, [{counter} - 1]; add {value}, {counter}; cmp {counter}, 0")
+        self.lines += [*body, last, f"jnz {start}", f"{after}:"]
+
+    def _strided(self, at: str, value: str, other: str, out: str) -> str:
+        size = self._size()
+        at = f"[{at} + {self.random.randrange(-40, 40)}]"
+        return self._pick(f"mov {part(value, size)}, {at}", f"mov {at}, {part(other, size)}",
+                          f"add {part(value, size)}, {at}", f"xor {at}, {part(value, size)}",
+                          f"movzx {value}, byte ptr {at}",
+                          f"movups xmm{self.random.randrange(8)}, {at}", f"movups {at}, xmm{self.random.randrange(8)}",
+                          f"vpaddd ymm1, ymm2, {at}", f"paddb xmm1, {at}", f"lea {other}, [{value} + {other}*2]",
+                          f"cmp {value}, {at}; je {out}", f"imul {value}, {other}, 77", f"adc {other}, 0",
+                          f"add {other}, [{DATA + self.random.randrange(0x3000):#x}]", f"lock xadd {at}, {other}",
+                          f"movq xmm3, {other}", f"setc {at}", f"bt dword ptr {at}, 5", f"addsd xmm4, {at}")
+
     def jump_table(self) -> None:
         """Through a register to one of four places."""
         places, end, table = [self._label() for _ in range(4)], self._label(), self._label()
@@ -421,8 +458,8 @@ class Program:
                 self.loop()
             else:
                 self.random.choice((self.jump_table, self.return_to, self.modify, self.fault, self.frame,
-                                    self.short_branch, self.recursion, self.modify_opcode, self.flush, *[
-                                        lambda: self.straight(5)] * 6))()
+                                    self.short_branch, self.recursion, self.modify_opcode, self.flush,
+                                    self.strided_loop, self.strided_loop, *[lambda: self.straight(5)] * 6))()
 
     def _make(self, size: int) -> str:
         pointer = part("rsp" if self.bits == 64 else "esp", self.word)
