@@ -95,7 +95,7 @@ enum {
     MODE_FPUNMASK = 1 << 15, MODE_SSEUNMASK = 1 << 16, /* an FP exception of that class is unmasked */
     MODE_SMAP_AC = 1 << 17,
     MODE_SMAP = 1 << 19,  /* CR4.SMAP: STAC and CLAC change MODE_SMAP_AC */
-    MODE_STEP = 1 << 18,  /* TF, or an armed breakpoint: one instruction at a time */
+    MODE_STEP = 1 << 18,  /* TF, RF, or Cpu.dbg_step: one instruction at a time */
 };
 
 /* Cpu.pending, set by any thread, looked at by the run loop between blocks (one load). */
@@ -224,7 +224,8 @@ struct Cpu {
     bool ss_shadow;           /* MOV SS / POP SS just ran: debug traps wait one instruction */
     bool dbg_tf;              /* TF was set when the current instruction began */
     bool dbg_rf;              /* RF was set when it began: it falls when it ends */
-    bool dbg_data;            /* DR7 arms a data or I/O breakpoint */
+    bool dbg_code, dbg_data;  /* DR7 arms an instruction breakpoint; a data or I/O one */
+    bool dbg_step;            /* the next instruction may meet one */
     u32 dbg_hits;             /* DR6.B0-3 met by the current instruction's accesses */
     u8 exit_reason;           /* EXIT_* (vcpu/vcpu.h), valid with PEND_EXIT */
     u64 a20_mask;             /* applied to every guest-physical address */
@@ -352,6 +353,8 @@ _Noreturn COLD void exc_raise_trap(Cpu *c, unsigned vector);           /* after 
 _Noreturn COLD void exc_raise_pf(Cpu *c, u64 lin, u32 error);
 /* Abandons the current instruction so that it starts again (a REP that was kicked, a decode that met new bytes). */
 _Noreturn COLD void exc_restart(Cpu *c);
+/* The same, for an instruction that is about to meet a breakpoint: it is executed singly. */
+_Noreturn COLD void exc_restart_singly(Cpu *c);
 #define exc_gp0(c) exc_raise_err(c, EXC_GP, 0)
 #define exc_ud(c)  exc_raise(c, EXC_UD)
 

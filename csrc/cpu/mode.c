@@ -1,6 +1,7 @@
 /* What CR0, CR4, EFER, segments, RFLAGS and XCR0 mean for the next instruction, worked out once when one of them
  * changes (Intel SDM vol 3A 2.2, 3.4, 5.3). */
 #include "cpu/cpu.h"
+#include "cpu/debugreg.h"
 
 TlbEntry tlb_never[TLB_SIZE];
 void (*cpu_flush_hook)(Cpu *c);
@@ -59,16 +60,17 @@ static u32 control_mode(const Cpu *c) {
            (c->cr4 & CR4_OSXSAVE ? MODE_OSXSAVE : 0) | ((c->xcr0 & 6) == 6 && (c->cr4 & CR4_OSXSAVE) ? MODE_AVX : 0);
 }
 
-/* Breakpoint kinds armed in DR7: R/W 0 are instruction breakpoints, the others are watched by the slow paths. */
+/* An armed breakpoint slows nothing but its page: instructions are executed singly there, and so is one that was about
+ * to touch watched data (interp/sys_debug.c). RF lasts for one instruction. */
 static u32 debug_mode(Cpu *c) {
-    bool armed = false;
-    c->dbg_data = false;
+    c->dbg_code = c->dbg_data = false;
     for (unsigned i = 0; i < 4; i++) {
-        if (!(c->dr[7] >> (2 * i) & 3)) continue;
-        armed = true;
-        if (c->dr[7] >> (16 + 4 * i) & 3) c->dbg_data = true;
+        if (!dr_armed(c, i)) continue;
+        if (dr_kind(c, i) == DR_EXECUTE) c->dbg_code = true;
+        else c->dbg_data = true;
     }
-    return armed || (c->flags & FL_TF) ? MODE_STEP : 0;
+    bool resume = c->flags & FL_RF && dr_any_armed(c);
+    return c->flags & FL_TF || c->dbg_step || resume ? MODE_STEP : 0;
 }
 
 void cpu_update_mode(Cpu *c) {
@@ -80,7 +82,7 @@ void cpu_update_mode(Cpu *c) {
         mode |= MODE_SMAP_AC;
     }
     bool align_check = c->cpl == 3 && (c->flags & FL_AC) && (c->cr0 & CR0_AM);
-    c->tlb = align_check || c->dbg_data || c->stores ? tlb_never : c->tlbs[c->mmu_mode];
+    c->tlb = align_check || c->stores ? tlb_never : c->tlbs[c->mmu_mode];
     mode |= c->mode & (MODE_FPUNMASK | MODE_SSEUNMASK);
     c->mode = mode;
     cpu_choose_gen(c);
@@ -89,7 +91,7 @@ void cpu_update_mode(Cpu *c) {
 /* Most often from 64-bit code to 64-bit code, with nothing armed. */
 void cpu_update_level(Cpu *c) {
     bool plain = c->mode & MODE_CS64 && c->seg[SEG_CS].rights & SR_L && !(c->mode & MODE_STEP);
-    if (!plain || c->flags & (FL_TF | FL_AC | FL_VM) || c->dr[7] & 0xff || c->stores) {
+    if (!plain || c->flags & (FL_TF | FL_AC | FL_VM) || dr_any_armed(c) || c->stores) {
         cpu_update_mode(c);
         return;
     }

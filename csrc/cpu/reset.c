@@ -45,7 +45,7 @@ void cpu_reset(Cpu *c, bool init) {
     c->dr[7] = 0x400;
     c->cpl = 0;
     c->exc = (ExcState){0};
-    c->nmi_masked = c->ss_shadow = c->dbg_tf = false;
+    c->nmi_masked = c->ss_shadow = c->dbg_tf = c->dbg_step = false;
     c->dbg_hits = 0;
     c->halted = false;
     if (!init) {

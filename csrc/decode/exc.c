@@ -45,3 +45,9 @@ void exc_restart(Cpu *c) {
     c->exc.vector = EXC_RESTART;
     leave(c);
 }
+
+_Noreturn void exc_restart_singly(Cpu *c) {
+    c->dbg_step = true;
+    cpu_update_mode(c);
+    exc_restart(c);
+}

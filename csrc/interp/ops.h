@@ -21,7 +21,8 @@ void exc_dispatch(Cpu *c);                     /* delivers c->exc after exc_rais
 void event_interrupt(Cpu *c, unsigned vector); /* external interrupt or NMI */
 void event_soft_int(Cpu *c, unsigned vector, bool int3_or_into); /* INT n, INT3, INTO from a handler; checks DPL */
 
-/* Single-step and breakpoints (interp/sys_debug.c), called by the run loop in MODE_STEP. */
+/* Single-step and breakpoints (interp/sys_debug.c). */
+bool debug_wants_step(Cpu *c);  /* must the next instruction be executed singly, between the next two? */
 void debug_before_insn(Cpu *c); /* instruction breakpoints: raises #DB fault unless RF */
 void debug_after_insn(Cpu *c);  /* TF and data breakpoints: raises #DB trap; clears RF */
 

@@ -73,7 +73,7 @@ bool run_special(Cpu *c, Interp *it) {
     if (c->pending & PEND_SHADOW) cpu_unpend(c, PEND_SHADOW);
     else if (cpu_attention(c)) return true;
     if (c->halted || c->icount >= it->budget_end) return true;
-    if (c->mode & MODE_STEP) exec_step(c, it);
+    if (debug_wants_step(c)) exec_step(c, it);
     else exec_first(c, it);
     return c->halted || c->leave_block;
 }
@@ -116,7 +116,7 @@ void block_exec(Cpu *c, const Block *b) {
 /* NULL: there is no block for this (single-step, code outside of RAM). */
 static NOINLINE Block *find_block(Cpu *c, Interp *it, Block *prev) {
     u64 rip = c->r[R_RIP];
-    if (c->mode & MODE_STEP) return NULL;
+    if (unlikely(c->mode & MODE_STEP || c->dbg_code) && debug_wants_step(c)) return NULL;
     Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
     u32 flushes = it->flushes;
     c->run_end = NULL; /* looking up may raise */

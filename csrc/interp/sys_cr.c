@@ -1,6 +1,8 @@
 /* Control and debug registers, TLB invalidation, XCR0 (Intel SDM vol 3A 2.5, 2.6, 4.10.4, 17.2; vol 2 MOV CR, INVPCID).
  */
 #include "interp/sys.h"
+
+#include "cpu/debugreg.h"
 #include "apic/apic.h"
 
 /* The four page-directory pointers of PAE paging are registers, loaded here and checked for reserved bits (SDM 4.4.1).
@@ -147,7 +149,9 @@ static void op_mov_to_dr(Cpu *c, const Insn *in) {
     if (n >= 6 && v >> 32) exc_gp0(c);
     if (n == 6) v = (v & 0xe00f) | 0xffff0ff0;
     if (n == 7) v = (v & 0xffff2bff) | 0x400;
+    bool armed = dr_any_armed(c);
     c->dr[n] = v;
+    if (armed || dr_any_armed(c)) tlb_flush_all(c);
     cpu_update_mode(c);
 }
 

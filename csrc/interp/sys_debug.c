@@ -1,6 +1,12 @@
-/* Debug exceptions (Intel SDM vol 3B 17.2-17.3): single step, instruction, data and I/O breakpoints. Data accesses are
- * noted in Cpu.dbg_hits by the memory slow paths, which see all of them while a data breakpoint is armed. */
+/* Debug exceptions (Intel SDM vol 3B 17.2-17.3): single step, instruction, data and I/O breakpoints.
+ *
+ * With a breakpoint armed only this is slow: instructions in the page of an instruction breakpoint, which are neither
+ * looked up as blocks nor translated, and accesses to a page with watched data, which is in no TLB: its slow path
+ * (mmu/access.c) sees a hit coming and has the instruction start again, singly, where hits are noted in Cpu.dbg_hits
+ * and raised behind it. Whatever knows code or data by linear address forgets all when breakpoints change. */
 #include "interp/sys.h"
+
+#include "cpu/debugreg.h"
 
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14 };
 
@@ -13,15 +19,27 @@ static _Noreturn void raise_db(Cpu *c, u64 bits, bool trap) {
     exc_raise(c, EXC_DB);
 }
 
+static u64 next_lin(const Cpu *c) { return (c->ea_base[SEG_CS] + c->r[R_RIP]) & c->lin_mask; }
+
 static u64 matching_code_breakpoints(Cpu *c) {
-    u64 lin = cpu_code64(c) ? c->r[R_RIP] : (u32)(c->seg[SEG_CS].base + c->r[R_RIP]), hits = 0;
+    u64 hits = 0;
     for (unsigned i = 0; i < 4; i++)
-        if ((c->dr[7] >> (2 * i) & 3) && !(c->dr[7] >> (16 + 4 * i) & 3) && c->dr[i] == lin) hits |= 1u << i;
+        if (dr_armed(c, i) && dr_kind(c, i) == DR_EXECUTE && c->dr[i] == next_lin(c)) hits |= 1u << i;
     return hits;
+}
+
+bool debug_wants_step(Cpu *c) {
+    return c->mode & MODE_STEP || c->ss_shadow || (c->dbg_code && dr_in_page(c, next_lin(c), true));
+}
+
+static void step(Cpu *c, bool on) {
+    c->dbg_step = on;
+    cpu_update_mode(c);
 }
 
 void debug_before_insn(Cpu *c) {
     bool shadow = c->ss_shadow;
+    if (!(c->mode & MODE_STEP)) step(c, true);
     c->ss_shadow = false;
     c->dbg_tf = c->flags & FL_TF;
     c->dbg_rf = c->flags & FL_RF;
@@ -33,6 +51,7 @@ void debug_before_insn(Cpu *c) {
 
 void debug_after_insn(Cpu *c) {
     if (c->dbg_rf) c->flags &= ~(u64)FL_RF;
+    step(c, false);
     if (c->ss_shadow) return; /* after MOV SS and POP SS the traps wait for the next boundary */
     u64 bits = c->dbg_hits | (c->dbg_tf ? DR6_BS : 0);
     if (unlikely(bits)) raise_db(c, bits, true);
@@ -45,13 +64,11 @@ void debug_recheck_tf(Cpu *c) {
 }
 
 void debug_note_io(Cpu *c, unsigned port, unsigned n) {
-    static const u8 lens[4] = {1, 2, 8, 4};
     if (!c->dbg_data || !(c->cr4 & CR4_DE)) return;
     for (unsigned i = 0; i < 4; i++) {
-        unsigned len = lens[c->dr[7] >> (18 + 4 * i) & 3];
-        u64 at = c->dr[i] & ~(u64)(len - 1);
-        if ((c->dr[7] >> (2 * i) & 3) && (c->dr[7] >> (16 + 4 * i) & 3) == 2 && port < at + len && at < port + n)
-            c->dbg_hits |= 1u << i;
+        if (!dr_armed(c, i) || dr_kind(c, i) != DR_IO || !dr_meets(c, i, port, n)) continue;
+        if (!(c->mode & MODE_STEP)) exc_restart_singly(c);
+        c->dbg_hits |= 1u << i;
     }
 }
 

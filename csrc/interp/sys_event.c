@@ -19,6 +19,7 @@ static u32 idt_error(Cpu *c, unsigned vector) { return vector * 8 + 2 + c->exc.d
 static void clear_flags(Cpu *c, u64 clear) {
     c->flags &= ~clear;
     c->dbg_tf = false;
+    c->dbg_step = false;
     c->ss_shadow = false;
 }
 

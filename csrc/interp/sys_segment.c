@@ -2,6 +2,8 @@
  * ARPL). */
 #include "interp/sys.h"
 
+#include "cpu/debugreg.h"
+
 static void write_reg(Cpu *c, u8 off, unsigned n, u64 v) {
     if (n == 2) REG16(c, off) = (u16)v;
     else REG64(c, off) = n == 4 ? (u32)v : v;
@@ -19,7 +21,7 @@ INLINE unsigned modrm_reg(const Insn *in) { return in->modrm >> 3 & 7; }
 /* MOV SS and POP SS hold off interrupts and debug traps for one instruction. */
 static void ss_shadow(Cpu *c) {
     cpu_pend(c, PEND_SHADOW);
-    c->ss_shadow = c->mode & MODE_STEP;
+    c->ss_shadow = c->mode & MODE_STEP || dr_any_armed(c);
 }
 
 static void op_mov_to_seg(Cpu *c, const Insn *in) {

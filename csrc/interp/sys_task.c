@@ -1,6 +1,8 @@
 /* Task switches and the other uses of the TSS (Intel SDM vol 3A chapter 7; I/O bitmap: vol 1 19.5.2). */
 #include "interp/sys.h"
 
+#include "cpu/debugreg.h"
+
 /* Offsets in the two TSS formats (SDM figures 7-2 and 7-10). */
 typedef struct TssLayout {
     u8 ip, flags, regs, segs, ldt, width, limit;
@@ -160,7 +162,9 @@ static void enter_task(Cpu *c, const NewTask *n, unsigned how) {
     cpu_set_rflags_raw(c, (n->flags & 0x3f7fd5) | (how == TASK_CALL || how == TASK_EVENT ? FL_NT : 0));
     for (unsigned i = 0; i < 8; i++) c->r[i] = n->regs[i];
     c->cr0 |= CR0_TS;
+    bool armed = dr_any_armed(c);
     c->dr[7] &= ~0x155ull; /* local breakpoints end with their task */
+    if (armed) tlb_flush_all(c);
     if (n->wide && (c->cr0 & CR0_PG)) cr3_write(c, n->cr3);
     c->exc.keep_rip = true;
 }

@@ -140,7 +140,7 @@ bool jit_wanted(Cpu *c) {
 /* The block at rip, or NULL. */
 Block *jit_find(Cpu *c) {
     Interp *it = c->interp;
-    if (c->mode & MODE_STEP) return NULL;
+    if (unlikely(c->mode & MODE_STEP || c->dbg_code) && debug_wants_step(c)) return NULL;
     u64 rip = c->r[R_RIP];
     Block *b = it->jump_cache[(rip ^ rip >> 12) & (JUMP_CACHE_SIZE - 1)];
     return block_still_holds(c, b, rip) ? b : block_lookup(c);

@@ -122,7 +122,8 @@ static void space_clear(Jit *j, u32 space) {
     for (u32 n = 0; n < j->n_modes; n++) {
         if (!by_space(&j->modes[n])) continue;
         JumpCache *k = &j->modes[n].of[space];
-        if (k->ready) clear_filled(j, k);
+        if (!k->n_filled) continue;
+        clear_filled(j, k);
         pages_clear(&k->pages);
     }
 }

@@ -4,6 +4,7 @@
  * moves. Data then moves piecewise to RAM or to the device dispatcher. No libc here: vector registers are the guest's.
  */
 #include "mmu/tlb.h"
+#include "cpu/debugreg.h"
 
 static u8 void_page[PAGE_SIZE]; /* what a fetch from a device or a hole executes: all ones, hence #UD */
 
@@ -113,15 +114,14 @@ static void piece_write(Cpu *c, const Xlat *x, const void *from, unsigned n) {
     if (x->slow_write) ram_store_after(c->machine, c, x->ram_off, n);
 }
 
-/* DR7 data breakpoints: R/W 1 writes, 3 any data access; LEN 1 2 8 4 (SDM vol 3B 17.2.5). Noted now, raised as a trap.
- */
+/* DR7 data breakpoints: R/W 1 writes, 3 any data access (SDM vol 3B 17.2.5). Raised as a trap behind the instruction,
+ * which therefore has to be executed singly; what an event's delivery touches is only noted. */
 static COLD void note_watch(Cpu *c, u64 lin, unsigned n, bool write) {
-    static const u8 lens[4] = {1, 2, 8, 4};
     for (unsigned i = 0; i < 4; i++) {
-        unsigned rw = c->dr[7] >> (16 + 4 * i) & 3, len = lens[c->dr[7] >> (18 + 4 * i) & 3];
-        if (!(c->dr[7] >> (2 * i) & 3) || !(rw == 3 || (rw == 1 && write))) continue;
-        u64 at = c->dr[i] & ~(u64)(len - 1);
-        if (lin < at + len && at < lin + n) c->dbg_hits |= 1u << i;
+        bool kind = dr_kind(c, i) == DR_ACCESS || (dr_kind(c, i) == DR_WRITE && write);
+        if (!dr_armed(c, i) || !kind || !dr_meets(c, i, lin, n)) continue;
+        if (!(c->mode & MODE_STEP) && !c->exc.delivering) exc_restart_singly(c);
+        c->dbg_hits |= 1u << i;
     }
 }
 
@@ -147,7 +147,7 @@ static void access_begin(Cpu *c, Access *a, u64 lin, unsigned n, unsigned access
     if (c->tlb == tlb_never && mmu == MMU_USER) check_alignment(c, lin, n); /* before any page fault */
     translate(c, lin, access, mmu, &a->x[0]);
     if (a->first < n) translate(c, next, access, mmu, &a->x[1]);
-    if (c->dbg_data && c->tlb == tlb_never) note_watch(c, lin, n, access == ACC_WRITE);
+    if (unlikely(c->dbg_data)) note_watch(c, lin, n, access == ACC_WRITE);
 }
 static void access_read(Cpu *c, Access *a, void *to, unsigned n) {
     piece_read(c, &a->x[0], to, a->first);
@@ -267,7 +267,7 @@ void mem_probe(Cpu *c, unsigned seg, u64 off, unsigned n, unsigned access) {
 
 u64 sys_read(Cpu *c, u64 lin, unsigned n) {
     lin &= sys_mask(c);
-    void *p = tlb_hit_r(c->dbg_data ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
+    void *p = tlb_hit_r(c->tlbs[MMU_KERNEL], lin, n);
     u64 v = 0;
     if (unlikely(!p)) return mem_slow_read(c, lin, n, SEG_ES, MMU_KERNEL);
     copy(&v, p, n);
@@ -276,7 +276,7 @@ u64 sys_read(Cpu *c, u64 lin, unsigned n) {
 
 void sys_write(Cpu *c, u64 lin, unsigned n, u64 v) {
     lin &= sys_mask(c);
-    void *p = tlb_hit_w(c->dbg_data || c->stores ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
+    void *p = tlb_hit_w(c->stores ? tlb_never : c->tlbs[MMU_KERNEL], lin, n);
     if (likely(p != NULL)) copy(p, &v, n);
     else mem_slow_write(c, lin, n, v, SEG_ES, MMU_KERNEL);
 }

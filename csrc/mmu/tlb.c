@@ -4,6 +4,7 @@
  * with PCID, any mode, dropped by bumping a generation, so that a CR3 write costs what was filled since the last one.
  */
 #include "mmu/tlb.h"
+#include "cpu/debugreg.h"
 #include "cpu/model.h"
 
 /* The tag no address of this entry's set can match. */
@@ -79,8 +80,9 @@ void tlb_fill(Cpu *c, u64 lin, u64 val, unsigned mmu, const MemRange *r) {
         c->nonglobal[c->n_nonglobal++] = (u16)(e - &c->tlbs[0][0]);
         listed = TLBM_LISTED;
     }
-    e->rtag = page;
-    e->wtag = store_direct(c, val, mmu, r, ram_off) ? page : tag_none(c, e);
+    bool watched = c->dbg_data && dr_in_page(c, lin, false);
+    e->rtag = watched ? tag_none(c, e) : page;
+    e->wtag = !watched && store_direct(c, val, mmu, r, ram_off) ? page : tag_none(c, e);
     e->delta = (i64)((u64)machine_ram_host(c->machine, ram_off) - page);
     e->meta = (val & PAGE_MASK) | listed | (val & L2_G ? TLBM_GLOBAL : 0);
     c->n_tlb_fill++;
