@@ -142,7 +142,8 @@ static void stream_add(Loop *l, Guest *g, const Moves *m, const Value *v) {
     Loop grown = *l;
     Stream *s = stream_for(&grown, base->of, index->of, in->scale);
     if (!s || !set_motion(s, m)) return;
-    i64 moved = base->add + (i64)((u64)index->add << in->scale), off = in->disp + moved, end = off + g->bytes_used;
+    i64 by_index = (i64)((u64)index->add << in->scale), moved = base->add + by_index, off = in->disp + moved,
+        end = off + g->bytes_used;
     bool by_base = s->moving == s->base;
     if (!near(off) || !near(base->add) || !near(index->add)) return;
     if (off < s->lo) s->lo = (i32)off;
@@ -151,7 +152,7 @@ static void stream_add(Loop *l, Guest *g, const Moves *m, const Value *v) {
     s->write |= g->stores;
     s->members++;
     g->moving = s->moving == NO_REG ? NO_REG : by_base ? in->base / 8 : in->index / 8;
-    g->fixed = (i32)(off - (g->moving == NO_REG ? 0 : by_base ? base->add : index->add << in->scale));
+    g->fixed = (i32)(off - (g->moving == NO_REG ? 0 : by_base ? base->add : by_index));
     g->stream = (u8)(s - grown.stream + 1);
     *l = grown;
 }
