@@ -267,8 +267,7 @@ struct Cpu {
     u64 jit_tmp[3];
     u64 jit_group[4];         /* host addresses of groups (jit/group.c), distances of streams (jit/strip.c) */
     StripState jit_strip;
-    u64 jit_mask[8];          /* PEXT masks: TLB index, page, jump-cache index, 63, 31, beyond a clock's piece, DF, beyond
-                               * 13 bits */
+    u64 jit_mask[8];          /* PEXT masks (jit/jit.h) */
     TscPiece tsc;
     i64 jit_left;             /* while instructions are counted: how many until the budget ends */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */

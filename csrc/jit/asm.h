@@ -65,6 +65,17 @@ INLINE void asm_call(Asm *a, u64 target) {
     put1(a, 0xe8);
     put4(a, target - (asm_here(a) + 4));
 }
+/* A jump whose target comes later: the place of its rel32. */
+INLINE u8 *asm_jmp_later(Asm *a) {
+    put1(a, 0xe9), put4(a, 0);
+    return a->p - 4;
+}
+/* Jumps a little forward if rcx is 0, to where asm_land() gets what this returned. RFLAGS stay. */
+INLINE u8 *asm_jrcxz(Asm *a) {
+    put1(a, 0xe3), put1(a, 0);
+    return a->p - 1;
+}
+INLINE void asm_land(const Asm *a, u8 *site) { *site = (u8)(a->p - (site + 1)); }
 INLINE void asm_patch(Asm *a, u8 *site, u64 target) { *(u32 *)site = (u32)(target - ((u64)site + (u64)a->rx + 4)); }
 
 #endif

@@ -17,7 +17,8 @@ static bool emit_bit_string(Trans *t) {
     asm_lea(a, R14, rm_sib(R14, R15, wide ? 3 : 2, 0));
     emit_check_linear(t, n, in->opcode != 0xa3);
     if (src == NO_REG) asm_load(a, src = R15, slot(t, guest));
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, src, rm_abs(&t->c->jit_mask[wide ? 3 : 4])); /* pext: the low bits */
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, src,
+            rm_abs(&t->c->jit_mask[wide ? MASK_63 : MASK_31])); /* pext: the low bits */
     asm_rm(a, (wide ? E_W : 0) | (in->flags & INF_LOCK ? E_LOCK : 0), MAP_0F, in->opcode, R15, t->mem);
     return true;
 }

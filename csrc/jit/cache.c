@@ -97,14 +97,14 @@ struct Jit *jit_new(Cpu *c, const char **why) {
         free(j);
         return NULL;
     }
-    c->jit_mask[0] = (u64)(TLB_SIZE - 1) << PAGE_BITS;
-    c->jit_mask[1] = PAGE_MASK;
-    c->jit_mask[2] = JIT_CACHE_SIZE - 1;
-    c->jit_mask[3] = 63;
-    c->jit_mask[4] = 31;
-    c->jit_mask[5] = -CLOCK_PIECE_TICKS;
-    c->jit_mask[6] = FL_DF;
-    c->jit_mask[7] = ~0x1fffull;
+    c->jit_mask[MASK_TLB] = (u64)(TLB_SIZE - 1) << PAGE_BITS;
+    c->jit_mask[MASK_PAGE] = PAGE_MASK;
+    c->jit_mask[MASK_JUMP] = JIT_CACHE_SIZE - 1;
+    c->jit_mask[MASK_63] = 63;
+    c->jit_mask[MASK_31] = 31;
+    c->jit_mask[MASK_CLOCK] = -CLOCK_PIECE_TICKS;
+    c->jit_mask[MASK_DF] = FL_DF;
+    c->jit_mask[MASK_LONG] = ~0x1fffull;
     block_drop_hook = jit_drop;
     jit_faults_init();
     j->loop_is_fast = loop_is_fast();
@@ -211,13 +211,18 @@ static void call_c(Asm *a, Cpu *c, unsigned fn) {
     asm_mov(a, RSP, RBX);
 }
 
-/* Called with r15 = Insn, r14 = rip behind it: runs its handler, goes on or leaves. */
-static void make_helper(Asm *a, Cpu *c, const u8 *exit_tail) {
+/* fn(Cpu, r15 = Insn, r14 = rip behind it), with all that the guest has in Cpu. */
+static void call_handler(Asm *a, Cpu *c, unsigned fn) {
     spill(a, c);
     asm_imm(a, RDI, (u64)c);
     asm_mov(a, RSI, R15);
     asm_mov(a, RDX, R14);
-    call_c(a, c, 0);
+    call_c(a, c, fn);
+}
+
+/* Called with r15 = Insn, r14 = rip behind it: runs its handler, goes on or leaves. */
+static void make_helper(Asm *a, Cpu *c, const u8 *exit_tail) {
+    call_handler(a, c, 0);
     asm_rm(a, 0, MAP_1, 0x85, RAX, rm_reg(RAX)); /* test eax, eax */
     u8 *go_on = asm_jcc(a, 4, 0);
     asm_rm(a, 0, MAP_1, 0x33, R15, rm_reg(R15));
@@ -229,11 +234,7 @@ static void make_helper(Asm *a, Cpu *c, const u8 *exit_tail) {
 
 /* The same at a block's end: also goes on elsewhere, perhaps in another mode; so no pair may be left. */
 static void make_system(Asm *a, Cpu *c, const Jit *j, const u8 *exit_tail) {
-    spill(a, c);
-    asm_imm(a, RDI, (u64)c);
-    asm_mov(a, RSI, R15);
-    asm_mov(a, RDX, R14);
-    call_c(a, c, 2);
+    call_handler(a, c, 2);
     put1(a, 0x83), put1(a, 0xf8), put1(a, JIT_LEAVE); /* cmp eax, JIT_LEAVE */
     u8 *go_on = asm_jcc(a, 2, 0), *afar = asm_jcc(a, 7, 0);
     asm_rm(a, 0, MAP_1, 0x33, R15, rm_reg(R15));
@@ -252,14 +253,13 @@ static void make_exit_by_cache(Asm *a, Cpu *c, Jit *j) {
     Rm patience = rm_at(R15, offsetof(JitExit, patience));
     asm_mov(a, R13, RCX);
     asm_load32(a, RCX, patience);
-    put1(a, 0xe3), put1(a, 0); /* jrcxz */
-    u8 *enough = a->p;
+    u8 *enough = asm_jrcxz(a);
     asm_lea(a, RCX, rm_at(RCX, -1));
     asm_rm(a, 0, MAP_1, 0x89, RCX, patience);
     asm_mov(a, RCX, R13);
     asm_load(a, R14, rm_at(R15, offsetof(JitExit, rip)));
-    jit_make_jump_by_cache(a, c);
-    enough[-1] = (u8)(a->p - enough);
+    jit_by_cache(a, c, false);
+    asm_land(a, enough);
     asm_mov(a, RCX, R13);
     asm_jmp(a, (u64)j->exit);
 }
@@ -278,11 +278,7 @@ void jit_make_common(Cpu *c, Jit *j) {
     j->helper = (const u8 *)asm_here(&a);
     make_helper(&a, c, tail);
     j->fault = (const u8 *)asm_here(&a); /* a host fault was the guest's: r15 = Insn, r14 = rip behind it */
-    spill(&a, c);
-    asm_imm(&a, RDI, (u64)c);
-    asm_mov(&a, RSI, R15);
-    asm_mov(&a, RDX, R14);
-    call_c(&a, c, 1);
+    call_handler(&a, c, 1);
     put1(&a, 0xcc);
     jit_make_pairs(&a, c, j);
     j->system = (const u8 *)asm_here(&a);

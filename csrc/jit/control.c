@@ -96,10 +96,11 @@ static void emit_poll(Trans *t, JitExit *x) {
     Asm *a = &t->a;
     asm_mov(a, R15, RCX);
     asm_load32(a, RCX, rm_abs(&t->c->poll));
-    put1(a, 0xe3), put1(a, 14); /* jrcxz */
+    u8 *over = asm_jrcxz(a);
     asm_mov(a, RCX, R15);
     asm_imm(a, R15, (u64)x | JIT_EXIT_POLL);
     asm_jmp(a, (u64)t->jit->exit);
+    asm_land(a, over);
     asm_mov(a, RCX, R15);
 }
 
@@ -131,10 +132,10 @@ static u8 *charge_keeping(Trans *t, unsigned n) {
     asm_store(a, left, RCX);
     asm_imm(a, R15, 63);
     asm_vex(a, 3, MAP_0F38, 1, 0xf7, RCX, R15, rm_reg(RCX)); /* shrx rcx, rcx, r15 */
-    put1(a, 0xe3), put1(a, 8);                               /* jrcxz */
+    u8 *over = asm_jrcxz(a);
     asm_mov(a, RCX, R14);
-    put1(a, 0xe9), put4(a, 0);
-    u8 *site = a->p - 4;
+    u8 *site = asm_jmp_later(a);
+    asm_land(a, over);
     asm_mov(a, RCX, R14);
     return site;
 }
@@ -286,7 +287,7 @@ static bool load_target(Trans *t) {
 static bool emit_jmp_indirect(Trans *t) {
     if (!load_target(t)) return false;
     x87_settle(t);
-    emit_by_cache(t, false);
+    jit_by_cache(&t->a, t->c, false);
     t->ended = true;
     return true;
 }
@@ -299,7 +300,7 @@ static bool emit_call_indirect(Trans *t) {
     push_next(t);
     asm_load(&t->a, R14, target);
     emit_push_pair(t, t->g->next);
-    emit_by_cache(t, true);
+    jit_by_cache(&t->a, t->c, true);
     emit_behind_call(t);
     return true;
 }

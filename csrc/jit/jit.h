@@ -20,6 +20,9 @@
 #define JIT_SPACES     8      /* address spaces whose jump caches are kept */
 #define JIT_CACHE_SIZE 16384u /* entries of one mode's jump cache */
 
+/* Cpu.jit_mask, for PEXT: TLB index, page, jump-cache index, 63, 31, beyond a clock's piece, DF, beyond 13 bits. */
+enum { MASK_TLB, MASK_PAGE, MASK_JUMP, MASK_63, MASK_31, MASK_CLOCK, MASK_DF, MASK_LONG };
+
 typedef struct JitExit {
     const u8 *code;          /* where it leads: its stub, or the target */
     u64 rip;                 /* the guest's address there */

@@ -60,8 +60,7 @@ void emit_ea(Trans *t, unsigned to) {
     asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8d, to, rm_sib(to, R15, 0, 0));
 }
 
-/* The TLB entry's field at offset r15. */
-static Rm field(const Trans *t, unsigned offset, unsigned scale) {
+Rm tlb_field(const Trans *t, unsigned offset, unsigned scale) {
     Rm m = rm_abs((const char *)t->tlb + offset);
     m.index = R15;
     m.scale = (u8)scale;
@@ -76,33 +75,36 @@ static u8 *check_short(Trans *t, unsigned host, unsigned n, unsigned tag) {
     asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(host)), put1(a, 7); /* rorx r15, host, 7 */
     asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
     if (host != R14) asm_mov(a, R14, host);
-    asm_rm(a, E_W, MAP_1, 0x2b, R14, field(t, tag, 0));
+    asm_rm(a, E_W, MAP_1, 0x2b, R14, tlb_field(t, tag, 0));
     asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - n);
     u8 *slow = asm_jcc(a, 7, asm_here(a));
-    if (host == R14) asm_rm(a, E_W, MAP_1, 0x03, host, field(t, tag, 0));
-    asm_rm(a, E_W, MAP_1, 0x03, host, field(t, DELTA, 0));
+    if (host == R14) asm_rm(a, E_W, MAP_1, 0x03, host, tlb_field(t, tag, 0));
+    asm_rm(a, E_W, MAP_1, 0x03, host, tlb_field(t, DELTA, 0));
     return slow;
+}
+
+void emit_not_tag(Trans *t, unsigned to, unsigned address, unsigned tag) {
+    Asm *a = &t->a;
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, address, rm_abs(&t->c->jit_mask[MASK_TLB])); /* pext */
+    Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
+    asm_lea(a, R15, times4);
+    asm_load(a, to, tlb_field(t, tag, 3));
+    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(to)); /* not */
 }
 
 /* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides; rcx waits at home. */
 static u8 *check_keeping(Trans *t, unsigned host, Rm home, unsigned n, unsigned tag) {
     Asm *a = &t->a;
     asm_store(a, home, RCX);
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, host, rm_abs(&t->c->jit_mask[0])); /* pext r15, host, mask */
-    Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
-    asm_lea(a, R15, times4);
-    asm_load(a, RCX, field(t, tag, 3));
-    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(RCX));   /* not */
+    emit_not_tag(t, RCX, host, tag);
     asm_lea(a, RCX, rm_sib(RCX, host, 0, (i32)n)); /* address - tag + n - 1 */
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[1]));
-    put1(a, 0xe3), put1(a, 0); /* jrcxz over the next two */
-    u8 *over = a->p;
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[MASK_PAGE]));
+    u8 *over = asm_jrcxz(a);
     asm_load(a, RCX, home);
-    put1(a, 0xe9), put4(a, 0);
-    u8 *slow = a->p - 4;
-    over[-1] = (u8)(a->p - over);
+    u8 *slow = asm_jmp_later(a);
+    asm_land(a, over);
     asm_load(a, RCX, home);
-    asm_load(a, R15, field(t, DELTA, 3));
+    asm_load(a, R15, tlb_field(t, DELTA, 3));
     asm_lea(a, host, rm_sib(host, R15, 0, 0));
     return slow;
 }

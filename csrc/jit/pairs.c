@@ -53,14 +53,11 @@ void jit_pairs_thread(const Cpu *c) {
 
 bool jit_pairs_full(const Jit *j, u64 address) { return address - (u64)j->stacks < GUARD; }
 
-/* To the guest's address r14. RFLAGS stay. */
-static void by_cache(Asm *a, Cpu *c, bool call) {
+void jit_by_cache(Asm *a, Cpu *c, bool call) {
     asm_load(a, R13, rm_abs(&c->jit_cache));
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&c->jit_mask[2])); /* pext */
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, R14, rm_abs(&c->jit_mask[MASK_JUMP])); /* pext */
     asm_rm(a, 0, MAP_1, 0xff, call ? 2 : 4, rm_sib(R13, R15, 3, 0));
 }
-void jit_make_jump_by_cache(Asm *a, Cpu *c) { by_cache(a, c, false); }
-void emit_by_cache(Trans *t, bool call) { by_cache(&t->a, t->c, call); }
 
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     u64 *bottom = (u64 *)c->jit_pairs;
@@ -70,7 +67,7 @@ void jit_make_pairs(Asm *a, Cpu *c, Jit *j) {
     bottom[1] = 0;
     j->return_missed = (const u8 *)asm_here(a); /* r14 = the guest's address to go to */
     asm_load(a, RSP, rm_abs(&c->jit_pairs));
-    jit_make_jump_by_cache(a, c);
+    jit_by_cache(a, c, false);
     j->target_missed = (const u8 *)asm_here(a);
     asm_store(a, rm_abs(&c->r[R_RIP]), R14);
     asm_jmp(a, (u64)j->leave_now);
@@ -153,12 +150,11 @@ void emit_uncover_pairs(Trans *t) {
     asm_load(a, RCX, rm_at(RSP, 0));
     asm_load(a, R15, rm_at(RSP, 8)); /* not 0 if the stack was full in between */
     asm_lea(a, RCX, rm_sib(RCX, R15, 0, -(i32)(u64)t->jit->covered));
-    put1(a, 0xe3), put1(a, 0); /* jrcxz */
-    u8 *top = a->p;
+    u8 *top = asm_jrcxz(a);
     asm_load(a, RSP, rm_abs(&t->c->jit_pairs));
     put1(a, 0xeb), put1(a, 0);
     u8 *over = a->p;
-    top[-1] = (u8)(a->p - top);
+    asm_land(a, top);
     asm_lea(a, RSP, rm_at(RSP, 16));
     over[-1] = (u8)(a->p - over);
     asm_mov(a, RCX, R14);

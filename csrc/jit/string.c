@@ -2,8 +2,6 @@
  * handler's: a TLB miss, longer runs, DF=1 with REP. RFLAGS stay. */
 #include "jit/trans.h"
 
-enum { MASK_DF = 6, MASK_LONG = 7 }; /* in Cpu.jit_mask */
-
 static unsigned size_flags(unsigned n) { return n == 8 ? E_W : n == 2 ? E_66 : 0; }
 static u8 opcode_of(u8 word_form, unsigned n) { return n == 1 ? word_form - 1 : word_form; }
 
@@ -61,26 +59,15 @@ static bool emit_lods(Trans *t, unsigned n) {
     return true;
 }
 
-static Rm tlb_field(const Trans *t, size_t offset) {
-    Rm m = rm_abs((const char *)t->tlb + offset);
-    m.index = R15;
-    m.scale = 3;
-    return m;
-}
-
 /* to = 0 if all rcx elements from the address in `pointer` on lie in one page that the TLB has; r15 leads to its entry.
  */
-static void check_run(Trans *t, unsigned to, unsigned pointer, unsigned n, size_t tag) {
+static void check_run(Trans *t, unsigned to, unsigned pointer, unsigned n, unsigned tag) {
     static const u8 scale_of[] = {[1] = 0, [2] = 1, [4] = 2, [8] = 3};
     Asm *a = &t->a;
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, pointer, rm_abs(&t->c->jit_mask[0])); /* pext */
-    Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
-    asm_lea(a, R15, times4);
-    asm_load(a, to, tlb_field(t, tag));
-    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(to)); /* not */
+    emit_not_tag(t, to, pointer, tag);
     asm_lea(a, to, rm_sib(to, pointer, 0, 0));
     asm_lea(a, to, rm_sib(to, RCX, scale_of[n], 0)); /* of the last byte: address - tag */
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, to, to, rm_abs(&t->c->jit_mask[1]));
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, to, to, rm_abs(&t->c->jit_mask[MASK_PAGE]));
 }
 
 /* To the handler unless what the check left in r13 is 0, DF clear and rcx no more than a page; rcx waits at home. */
@@ -90,12 +77,10 @@ static void check_rest(Trans *t, Rm home) {
     asm_lea(a, RCX, rm_sib(RCX, R13, 0, 0));
     load_df(t, R13);
     asm_lea(a, RCX, rm_sib(RCX, R13, 0, 0));
-    put1(a, 0xe3), put1(a, 0); /* jrcxz */
-    u8 *over = a->p;
+    u8 *over = asm_jrcxz(a);
     asm_load(a, RCX, home);
-    put1(a, 0xe9), put4(a, 0);
-    cold_helper(t, a->p - 4);
-    over[-1] = (u8)(a->p - over);
+    cold_helper(t, asm_jmp_later(a));
+    asm_land(a, over);
     asm_load(a, RCX, home);
 }
 
@@ -124,7 +109,7 @@ static bool emit_rep_stos(Trans *t, unsigned n) {
     asm_store(&t->a, rcx, RCX);
     check_run(t, R13, RDI, n, offsetof(TlbEntry, wtag));
     check_rest(t, rcx);
-    asm_load(&t->a, R14, tlb_field(t, offsetof(TlbEntry, delta)));
+    asm_load(&t->a, R14, tlb_field(t, offsetof(TlbEntry, delta), 3));
     touch(t, RDI, R14);
     to_host(t, RDI, R14);
     repeat(t, 0xab, n);
@@ -138,13 +123,13 @@ static bool emit_rep_movs(Trans *t, unsigned n) {
     group_barrier(t);
     asm_store(a, rcx, RCX);
     check_run(t, R13, RSI, n, offsetof(TlbEntry, rtag));
-    asm_load(a, R15, tlb_field(t, offsetof(TlbEntry, delta)));
+    asm_load(a, R15, tlb_field(t, offsetof(TlbEntry, delta), 3));
     asm_store(a, delta, R15);
     check_run(t, R14, RDI, n, offsetof(TlbEntry, wtag));
     asm_lea(a, R13, rm_sib(R13, R14, 0, 0));
     check_rest(t, rcx);
     asm_load(a, R13, delta);
-    asm_load(a, R14, tlb_field(t, offsetof(TlbEntry, delta)));
+    asm_load(a, R14, tlb_field(t, offsetof(TlbEntry, delta), 3));
     touch(t, RSI, R13);
     touch(t, RDI, R14);
     to_host(t, RSI, R13);

@@ -34,12 +34,10 @@ static bool emit_sti(Trans *t) {
     Asm *a = &t->a;
     asm_mov(a, R15, RCX);
     asm_load32(a, RCX, rm_abs((const void *)(u64)&t->c->pending));
-    put1(a, 0xe3), put1(a, 0); /* jrcxz */
-    u8 *over = a->p;
+    u8 *over = asm_jrcxz(a);
     asm_mov(a, RCX, R15);
-    put1(a, 0xe9), put4(a, 0);
-    cold_helper(t, a->p - 4);
-    over[-1] = (u8)(a->p - over);
+    cold_helper(t, asm_jmp_later(a));
+    asm_land(a, over);
     asm_mov(a, RCX, R15);
     change_flag(t, FL_IF, true);
     emit_goto_shadowed(t, t->g->next);

@@ -168,6 +168,10 @@ void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write)
 void emit_check_linear(Trans *t, unsigned n, bool write); /* the same for the linear address in r14 */
 /* host (r13 or r14), a linear address, becomes the host's; rcx may wait at home. The rel32 to lead to the slow path. */
 u8 *emit_check(Trans *t, unsigned host, Rm home, unsigned n, bool write);
+/* The TLB entry's field at offset r15 << scale. */
+Rm tlb_field(const Trans *t, unsigned offset, unsigned scale);
+/* to = ~tag of the entry for this address, r15 << 3 leads to it: RFLAGS stay. */
+void emit_not_tag(Trans *t, unsigned to, unsigned address, unsigned tag);
 bool address_supported(const Trans *t);
 void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
 
@@ -196,8 +200,8 @@ u16 flags_live_behind(const Trans *t, unsigned insn); /* FL_* that may be read b
 
 /* pairs.c */
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
-void jit_make_jump_by_cache(Asm *a, Cpu *c);
-void emit_by_cache(Trans *t, bool call); /* r14 = where to: by the jump cache; clobbers r13 and r15. RFLAGS stay */
+/* To the guest's address r14, by the jump cache; clobbers r13 and r15. RFLAGS stay. */
+void jit_by_cache(Asm *a, Cpu *c, bool call);
 /* The way into the block for who comes through a jump cache. */
 void emit_found(Trans *t);
 void emit_push_pair(Trans *t, u64 rip); /* before a host call, behind which the guest is at rip */

@@ -48,15 +48,13 @@ static bool emit_read(Trans *t, bool ordered) {
     asm_store(a, rcx, RCX);
     read_host(t, ordered);
     add(t, RDX, RAX, rm_abs(&c->tsc.minus));
-    asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RDX, rm_abs(&c->jit_mask[5])); /* pext */
-    put1(a, 0xe3), put1(a, 0);                                           /* jrcxz */
-    u8 *over = a->p;
+    asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RDX, rm_abs(&c->jit_mask[MASK_CLOCK])); /* pext */
+    u8 *over = asm_jrcxz(a);
     asm_mov(a, RAX, R14);
     asm_mov(a, RDX, R15);
     asm_load(a, RCX, rcx);
-    put1(a, 0xe9), put4(a, 0);
-    cold_helper(t, a->p - 4);
-    over[-1] = (u8)(a->p - over);
+    cold_helper(t, asm_jmp_later(a));
+    asm_land(a, over);
     Rm scaled = {.reg = NO_REG, .base = NO_REG, .index = RDX, .scale = CLOCK_TICK_SHIFT};
     asm_lea(a, RDX, scaled);
     asm_vex(a, 3, MAP_0F38, 1, 0xf6, RAX, RAX, rm_abs(&c->tsc.mult)); /* mulx: the high half */

@@ -6,7 +6,8 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,25 @@ def test_what_a_killed_savevm_left_is_loaded_by_its_date(tmp_path: Path, floppy:
         assert read(second, 0, 5) == b"later"
 
 
+@contextmanager
+def cut_short(image: Path) -> Iterator[None]:
+    """The image loses its end, and gets it back."""
+    data = image.read_bytes()
+    image.chmod(0o600)
+    with image.open("r+b") as file:
+        file.truncate(1 << 18)
+        yield
+        file.seek(0)
+        file.write(data)
+
+
+def wait_for_state(run: Callable[[str], str], state: str) -> None:
+    deadline = time.monotonic() + 10 * SCALE
+    while state not in run("info status"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # the monitor is not to keep the guest from running
+
+
 def test_a_page_that_cannot_be_read_stops_the_machine_until_it_can(process: Process, tmp_path: Path) -> None:
     """The image loses its end, where RAM lies, and gets it back."""
     run, image = process.mon.run, tmp_path / "a.qcow2"
@@ -216,18 +236,10 @@ def test_a_page_that_cannot_be_read_stops_the_machine_until_it_can(process: Proc
     run("savevm two")
     run("stop")
     assert run("loadvm one") == ""
-    data = image.read_bytes()
-    image.chmod(0o600)
-    with image.open("r+b") as file:
-        file.truncate(1 << 18)
+    with cut_short(image):
         run("cont")
-        deadline = time.monotonic() + 10 * SCALE
-        while "io-error" not in run("info status"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)  # the monitor is not to keep the guest from running
+        wait_for_state(run, "io-error")
         assert "a.qcow2' failed: Input/output error" in process.stderr and "lost" not in process.stderr
-        file.seek(0)
-        file.write(data)
     run("cont")
     process.wait_passes()
     assert run("info status") == "VM status: running"
@@ -241,18 +253,10 @@ def test_what_was_written_to_memory_goes_with_the_end_of_the_file(process: Proce
     assert run("loadvm one") == ""
     process.wait_passes()
     run("stop")
-    data = image.read_bytes()
-    image.chmod(0o600)
-    with image.open("r+b") as file:
-        file.truncate(1 << 18)
+    with cut_short(image):
         run("cont")
-        deadline = time.monotonic() + 10 * SCALE
-        while "internal-error" not in run("info status"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)  # the monitor is not to keep the guest from running
+        wait_for_state(run, "internal-error")
         assert "pages are lost" in process.stderr
-        file.seek(0)
-        file.write(data)
     assert run("loadvm one") == ""
     run("cont")
     process.wait_passes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import ClassVar
 
-from qemupy.backends.block.base import BlockBackend
+from qemupy.backends.block.base import BlockBackend, Completion
 from qemupy.errors import ConfigError
 from qemupy.hw.block.ata_disk import guess_geometry
 from qemupy.hw.core import boolean, prop, register, transient
@@ -170,6 +170,17 @@ class VirtioBlk(VirtioDevice):
         self._at_once -= data.size
         return True
 
+    def written(self, done: Completion) -> Completion:
+        """The completion of a write: without a write cache what was written is flushed first."""
+
+        def flush(error: int) -> None:
+            if error:
+                done(error)
+            else:
+                self.block.flush(self.guarded(done))
+
+        return self.guarded(done if self.wce else flush)
+
     def _malformed(self, queue: VirtQueue, why: str) -> None:
         queue.in_flight -= 1
         self.fail(why)
@@ -195,7 +206,7 @@ class VirtioBlk(VirtioDevice):
         elif count > limit:
             request.finish(IOERR)
         elif request.in_range(sector, count * SECTOR):
-            done = self.guarded(request.done if self.wce else request.flush)
+            done = self.written(request.done)
             if kind == DISCARD:
                 self.block.discard(sector * SECTOR, count * SECTOR, done)
             else:
@@ -222,18 +233,11 @@ class Run:
     def start(self) -> None:
         device, data, merged = self.device, join(self.parts), len(self.parts) - 1
         if self.kind == OUT:
-            after = self.done if device.wce else self.flush
-            device.block.writev(self.offset, data, device.guarded(after), merged)
+            device.block.writev(self.offset, data, device.written(self.done), merged)
         elif device.read_now(self.offset, data, merged):
             self.done(0)
         else:
             device.block.readv(self.offset, data, device.guarded(self.done), merged)
-
-    def flush(self, error: int) -> None:
-        if error:
-            self.done(error)
-        else:
-            self.device.block.flush(self.device.guarded(self.done))
 
     def done(self, error: int) -> None:
         """Which of several failed, they find out one by one."""
@@ -268,12 +272,6 @@ class Request:
 
     def done(self, error: int) -> None:
         self.finish(IOERR if error else OK)
-
-    def flush(self, error: int) -> None:
-        if error:
-            self.finish(IOERR)
-        else:
-            self.device.block.flush(self.device.guarded(self.done))
 
     def finish(self, status: int) -> None:
         """The status is the last byte that the device may write."""
