@@ -37,7 +37,7 @@ def busybox_initrd(arch: str) -> Path:
     def make(path: Path) -> None:
         path.write_bytes(initramfs.busybox_initramfs(busybox(arch)))
 
-    return _file(f"busybox-{arch}-1.cpio.gz", f"make the busybox initramfs ({arch})", make)
+    return _file(f"busybox-{arch}-2.cpio.gz", f"make the busybox initramfs ({arch})", make)
 
 
 def linux(package: str, arch: str = "amd64") -> LinuxGuest:
@@ -63,7 +63,7 @@ def linux_with_disks() -> LinuxGuest:
         modules = [apt.one_file(tree, f"lib/modules/*/kernel/drivers/{name}") for name in DISK_MODULES]
         path.write_bytes(initramfs.busybox_initramfs(busybox("amd64"), modules=modules))
 
-    initrd = _file("busybox-disks-1.cpio.gz", "make the busybox initramfs with disk drivers", make)
+    initrd = _file("busybox-disks-2.cpio.gz", "make the busybox initramfs with disk drivers", make)
     return LinuxGuest(linux(package).kernel, initrd)
 
 
@@ -88,7 +88,7 @@ def linux_with_compiler() -> LinuxGuest:
         path.write_bytes(initramfs.busybox_initramfs(busybox("amd64"), files=files.values()))
 
     return LinuxGuest(linux("linux-image-cloud-amd64").kernel,
-                      _file("busybox-tcc-1.cpio.gz", "make the busybox initramfs with a C compiler", make))
+                      _file("busybox-tcc-2.cpio.gz", "make the busybox initramfs with a C compiler", make))
 
 
 def installer(arch: str) -> LinuxGuest:
@@ -133,7 +133,7 @@ def grub_iso() -> Path:
         modules = apt.package_tree("grub-pc-bin") / "usr/lib/grub/i386-pc"
         run(["grub-mkrescue", "-d", modules, "-o", path, tree])
 
-    return _file("grub-1.iso", "make the GRUB CD-ROM", make)
+    return _file("grub-2.iso", "make the GRUB CD-ROM", make)
 
 
 ALL: list[Callable[[], object]] = [

@@ -9,13 +9,15 @@ from pathlib import Path
 READY = "qemupy-init-ready"
 PROMPT = "guest# "
 
-# A shell on the console, as job-control-less child of init; `poweroff -f` leaves the machine.
+# A shell on the console, as job-control-less child of init; `poweroff -f` leaves the machine. From here on the kernel
+# speaks through `dmesg` alone: what it says of its own accord would break into what commands print.
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin:/usr/bin HOME=/ TERM=dumb PS1='{PROMPT}'
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+dmesg -n 1
 echo {READY} $(uname -r -m)
 exec setsid -c sh -i
 """

@@ -141,6 +141,14 @@ class Machine:
             pass
         return self.process.returncode
 
+    def power_off(self, command: str = "poweroff -f", timeout: float = 60) -> None:
+        """Have a guest at its shell prompt switch off; look at all it said, on the console and in its log."""
+        self.send(f"dmesg; {command}\n")
+        status = self.wait(timeout)
+        if status:
+            raise self._failure(f"ended with status {status}")
+        self.check_alarms()
+
     def check_alarms(self) -> None:
         """Fail on kernel messages that no healthy boot prints."""
         for line in self.text().splitlines():

@@ -27,9 +27,7 @@ def to_shell(machine: Machine) -> str:
     machine.expect(initramfs.READY, 300)
     machine.expect(initramfs.PROMPT, 60)
     text = machine.text()
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
+    machine.power_off()
     return text
 
 

@@ -49,6 +49,4 @@ def test_tcc(boot: BootFunction) -> None:
     assert machine.run("/tmp/p file").strip() == expected("file")
     for _ in range(3):
         assert machine.run("tcc -run /tmp/p.c memory", 120).strip() == expected("memory")
-    machine.send("poweroff -f\n")
-    assert machine.wait(30) == 0
-    machine.check_alarms()
+    machine.power_off()

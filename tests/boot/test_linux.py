@@ -18,13 +18,6 @@ def to_shell(machine: Machine, release: str) -> None:
     assert machine.run("echo $((6 * 7))").strip() == "42"
 
 
-def power_off(machine: Machine) -> None:
-    """Leave through ACPI S5 and look at everything the guest said."""
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
-
-
 @pytest.mark.parametrize(("package", "arch", "cpu", "release"), [
     ("linux-image-cloud-amd64", "amd64", "qemu64", "cloud-amd64"),
     ("linux-image-686", "i386", "pentium3", "686"),
@@ -41,7 +34,7 @@ def test_kernel_boots(boot: BootFunction, package: str, arch: str, cpu: str, rel
     # Busy work under the timer: the result must be right, and the clock must have moved by about what it took.
     digest = machine.run("dd if=/dev/zero bs=64k count=16 2>/dev/null | md5sum", 120)
     assert digest.startswith("b6d81b360a5672d80c27430f39153e2c")
-    power_off(machine)
+    machine.power_off()
 
 
 def test_clock_and_sleep_agree(boot: BootFunction) -> None:
@@ -53,7 +46,7 @@ def test_clock_and_sleep_agree(boot: BootFunction) -> None:
     passed = float(lines[2].split()[0]) - float(lines[0].split()[0])
     assert 2.9 < passed < 6
     assert lines[1] != lines[3]
-    power_off(machine)
+    machine.power_off()
 
 
 def test_no_mitigation_costs_the_guest_anything(boot: BootFunction) -> None:
@@ -77,4 +70,4 @@ def test_no_mitigation_costs_the_guest_anything(boot: BootFunction) -> None:
             "tsc_deadline_timer", "x2apic"} <= set(flags)
     assert "pti" not in flags and "retpoline" not in flags
     assert not machine.run("dmesg | grep -iE 'Refined TSC|TSC calibration|Marking TSC unstable' || true")
-    power_off(machine)
+    machine.power_off()

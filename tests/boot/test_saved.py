@@ -91,9 +91,7 @@ def check_shell(machine: Machine, before: str) -> None:
     assert initramfs.READY in before + machine.text()
     digest = machine.run("dd if=/dev/zero bs=64k count=16 2>/dev/null | md5sum", 120)
     assert digest.startswith("b6d81b360a5672d80c27430f39153e2c")
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
+    machine.power_off()
 
 
 KERNEL = ("-m", "256", "-display", "none", "-serial", "stdio", "-append", "console=ttyS0,115200")
@@ -154,7 +152,5 @@ def test_virtio_disk_in_the_middle_of_transfers(boot: BootFunction, tmp_path: Pa
         machine = boot(*options, "-incoming", f"file:{state}")
     machine.expect(r"over\.", 120)
     assert hashlib.md5(data + data).hexdigest() in machine.text()
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
+    machine.power_off()
     assert medium.read_bytes() == data + data

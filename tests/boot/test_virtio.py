@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from machine import BootFunction, Machine
-from test_debian import image, log_in, power_off  # noqa: F401 (image is a fixture)
+from test_debian import image, log_in  # noqa: F401 (image is a fixture)
 from test_linux import CONSOLE, to_shell
 
 from qemupy_setup import disk, guests
@@ -54,9 +54,7 @@ def test_data_is_right_under_load(boot: BootFunction, medium: Path) -> None:
     for n in range(3):
         seen = machine.run(f"dd if=/dev/vda bs=64k count=64 skip={512 + 64 * n} 2>/dev/null | md5sum", 120)
         assert seen.split()[0] == source[n]
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
+    machine.power_off()
     data = medium.read_bytes()
     assert [hashlib.md5(data[(512 << 16) + (n << 22) :][: 4 << 20]).hexdigest() for n in range(3)] == source
 
@@ -66,9 +64,7 @@ def test_legacy_interface_and_pin_interrupt(boot: BootFunction, medium: Path) ->
                     "virtio-blk-pci,drive=d,disable-modern=on,vectors=0")
     assert machine.run("md5sum < /dev/vda", 300).split()[0] == hashlib.md5(medium.read_bytes()).hexdigest()
     assert "PCI-MSI" not in interrupts(machine)
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
+    machine.power_off()
 
 
 def test_read_only_disk(boot: BootFunction, medium: Path) -> None:
@@ -85,7 +81,7 @@ def test_debian_from_a_virtio_disk(boot: BootFunction, image: Path) -> None:  # 
     assert machine.run("findmnt -no SOURCE,FSTYPE /").split() == ["/dev/vda1", "ext4"]
     machine.run("head -c 3000000 /dev/urandom > /root/kept && sync && sha256sum < /root/kept > /root/kept.sum", 120)
     machine.run("echo 3 > /proc/sys/vm/drop_caches; sha256sum < /root/kept | diff - /root/kept.sum", 120)
-    power_off(machine)
+    machine.power_off("poweroff", 180)
     subprocess.run(["e2fsck", "-fn", f"{image}?offset={disk.PARTITION_START}"], check=True, capture_output=True)
 
 
@@ -95,6 +91,4 @@ def test_random_numbers(boot: BootFunction) -> None:
     first, second = (machine.run("head -c 5000 /dev/hwrng | md5sum").split()[0] for _ in range(2))
     empty = hashlib.md5(bytes(5000)).hexdigest()
     assert len({first, second, empty}) == 3
-    machine.send("poweroff -f\n")
-    assert machine.wait(60) == 0
-    machine.check_alarms()
+    machine.power_off()
