@@ -162,6 +162,7 @@ uint32_t qpy_iov_cut(const uint64_t *iov, uint32_t count, uint64_t start, uint64
 int qpy_iov_read(int fd, uint64_t offset, const uint64_t *iov, uint32_t count); /* 0 or a negative errno */
 int qpy_iov_write(int fd, uint64_t offset, const uint64_t *iov, uint32_t count);
 uint64_t qpy_iov_read_cached(int fd, uint64_t offset, const uint64_t *iov, uint32_t count);
+void qpy_file_begin_writeback(int fd);
 /* A bus master's descriptor table of `count` entries (csrc/base/prd.h): to out the number of pairs, their bytes and
  * whether there was an end mark, then the pairs; out has room for 3 words and count pairs. */
 void qpy_prd_pairs(const uint64_t *prd, uint32_t count, uint64_t wanted, uint64_t *out);

@@ -88,6 +88,19 @@ class Scatter(Sequence[memoryview]):
         return bool(lib.qpy_iov_read_cached(fd, offset, words(self.table), len(self)) == self.size)
 
 
+def as_table(buffers: Sequence[memoryview]) -> Scatter:
+    """The same pieces as a table. They have to be kept for as long."""
+    if isinstance(buffers, Scatter):
+        return buffers
+    pieces = [(int(ffi.cast("uintptr_t", ffi.from_buffer(buffer))), len(buffer)) for buffer in buffers]
+    return Scatter(table(pieces), sum(size for _, size in pieces))
+
+
+def begin_writeback(fd: int) -> None:
+    """Have the host begin to bring to its disk what was written to a file; an fdatasync then has less to wait for."""
+    lib.qpy_file_begin_writeback(fd)
+
+
 def cut_table(table: bytes, start: int, length: int) -> bytes:
     """The entries for `length` bytes from `start` on; addresses may be of any kind."""
     out = bytearray(len(table))

@@ -13,5 +13,8 @@ int iov_read(int fd, u64 offset, const struct iovec *iov, u32 n);
 int iov_write(int fd, u64 offset, const struct iovec *iov, u32 n);
 /* Bytes read without waiting for a disk, perhaps less than all; 0 too where the host cannot say. */
 u64 iov_read_cached(int fd, u64 offset, const struct iovec *iov, u32 n);
+/* Have what was written to a file on its way to the disk without waiting for it, so that a flush has less to wait for.
+ * A hint: where it fails the flush tells. */
+void iov_begin_writeback(int fd);
 
 #endif

@@ -135,6 +135,7 @@ int qpy_iov_write(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) 
 uint64_t qpy_iov_read_cached(int fd, uint64_t offset, const uint64_t *iov, uint32_t count) {
     return iov_read_cached(fd, offset, (const struct iovec *)iov, count);
 }
+void qpy_file_begin_writeback(int fd) { iov_begin_writeback(fd); }
 void qpy_prd_pairs(const uint64_t *prd, uint32_t count, uint64_t wanted, uint64_t *out) {
     bool ended;
     out[0] = prd_pairs(prd, count, wanted, out + 3, &out[1], &ended);

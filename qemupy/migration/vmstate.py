@@ -24,7 +24,7 @@ from qemupy.migration.stream import END, PAGE, Run, StreamReader, StreamWriter
 RAM_BASE = 16 << 20
 GRANULE = 64 << 10  # what is looked at for zeros, and written, at once
 MAX_MAPPINGS = 60_000  # the kernel allows 65,530
-_WRITE_BYTES = 4 << 20
+_PIECE = 8 << 20  # bytes looked at for zeros and written by turns
 
 
 class StateImage(Protocol):
@@ -36,6 +36,8 @@ class StateImage(Protocol):
     def vmstate_begin(self) -> None: ...
 
     def vmstate_write(self, offset: int, data: bytes | memoryview) -> None: ...
+
+    def vmstate_push(self) -> None: ...
 
     def vmstate_share(self, snapshot: Any, source: int, offset: int, length: int) -> None: ...
 
@@ -105,7 +107,12 @@ class RamWriter:
         return [number for run in runs(self._written, GRANULE) for number in run]
 
     def everything(self) -> None:
-        self._write(bytearray(self._memory.nonzero(0, self._memory.size, GRANULE)))
+        """Looking for zeros and writing take turns, so that the disk is busy from the beginning."""
+        for at in range(0, self._memory.size, _PIECE):
+            if self.cancelled:
+                return
+            self._write(self._memory.nonzero(at, min(_PIECE, self._memory.size - at), GRANULE), at)
+            self._image.vmstate_push()
 
     def since(self, base: Any, stored: list[Run], dirty: bytes) -> None:
         """What differs from the snapshot `base`, which holds `stored`; the rest is shared with it. `dirty`: the pages
@@ -139,10 +146,12 @@ class RamWriter:
             marks[at] = self._memory.nonzero(at * GRANULE, size, GRANULE)[0]
         self._write(marks)
 
-    def _write(self, marks: bytearray) -> None:
-        for at, length in pieces(runs(marks, GRANULE), _WRITE_BYTES):
+    def _write(self, marks: bytes | bytearray, start: int = 0) -> None:
+        """The granules from `start` on that are marked."""
+        for offset, length in pieces(runs(marks, GRANULE), _PIECE):
             if self.cancelled:
                 return
+            at = start + offset
             length = min(length, self._memory.size - at)
             self._image.vmstate_write(RAM_BASE + at, self._memory.view(at, length))
             self.bytes_written += length

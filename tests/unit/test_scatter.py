@@ -1,8 +1,10 @@
 """Scatter-gather lists over the memory of a real core: joined, cut, read and written, announced."""
 
 import os
+import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from qemupy._core import lib
 
 from qemupy.memory import AddressSpace, GuestRam, MemoryRegion
 from qemupy.memory.core import DirtyClient
-from qemupy.scatter import Scatter, cut, descriptors, pairs, table, total
+from qemupy.scatter import Scatter, as_table, cut, descriptors, pairs, table, total
 from qemupy.vcpu.interp import InterpAccel
 
 PAGE = 4096
@@ -88,6 +90,24 @@ def test_files(memory: Memory, tmp_path: Path, count: int) -> None:
             found.read_from(-1, 0)
     with path.open("rb") as file, pytest.raises(OSError, match="Bad file descriptor"):
         found.write_to(file.fileno(), 0)
+
+
+def test_a_write_takes_a_megabyte_at_a_time(tmp_path: Path) -> None:
+    """Counted by the kernel. The boundaries lie within pieces."""
+    data = os.urandom((3 << 20) + 5)
+    pieces = [memoryview(data)[start:end] for start, end in pairwise((0, 7, 7, 1 << 19, (5 << 19) + 1, len(data)))]
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        before = system_calls()
+        as_table(pieces).write_to(file.fileno(), 3)
+        assert system_calls() - before == 4
+        assert os.pread(file.fileno(), len(data) + 4, 0) == bytes(3) + data
+
+
+def system_calls() -> int:
+    """Writes of this thread so far."""
+    found = re.search(r"^syscw: (\d+)$", Path("/proc/thread-self/io").read_text(), re.M)
+    assert found
+    return int(found.group(1))
 
 
 def test_landing_marks_pages(memory: Memory) -> None:

@@ -14,7 +14,7 @@ from qemupy.backends.block.node import SECTOR, Buffer, Extent, Node
 from qemupy.backends.block.opening import Flags, Opening
 from qemupy.backends.block.permissions import joint_use
 from qemupy.errors import BackendError
-from qemupy.scatter import Scatter, total
+from qemupy.scatter import Scatter, begin_writeback, total
 
 AIO = ("threads", "native", "io_uring")
 
@@ -136,6 +136,11 @@ class FileNode(Node):
     def flush(self) -> None:
         if not self.readonly and not self.flags.no_flush:
             os.fdatasync(self._fd)
+
+    def begin_writeback(self) -> None:
+        """Let the host begin with what was written, so that `flush` has less to wait for."""
+        if self._direct is None and not self.flags.no_flush:
+            begin_writeback(self._fd)
 
     def discard(self, offset: int, length: int) -> None:
         if self.flags.discard and length:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from qemupy.scatter import Scatter, total
+from qemupy.scatter import as_table, total
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 IOV_MAX = 1024
@@ -37,37 +37,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
 
 def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
     """Fill the buffers; what lies beyond the end of the file reads as zeroes."""
-    if isinstance(buffers, Scatter):
-        buffers.read_from(fd, offset)
-        return
-    for at, group in _groups(offset, buffers):
-        while group:
-            count = os.preadv(fd, group, at)
-            at += count
-            group = rest_of(group, count)
-            if group and (count == 0 or count % 512):  # the end of the file; O_DIRECT would refuse to go on from there
-                for buffer in group:
-                    buffer[:] = bytes(len(buffer))
-                break
+    as_table(buffers).read_from(fd, offset)
 
 
 def write_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
-    if isinstance(buffers, Scatter):
-        buffers.write_to(fd, offset)
-        return
-    for at, group in _groups(offset, buffers):
-        while group:
-            count = os.pwritev(fd, group, at)
-            at += count
-            group = rest_of(group, count)
-
-
-def _groups(offset: int, buffers: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
-    """As many buffers as one call takes."""
-    for start in range(0, len(buffers), IOV_MAX):
-        group = list(buffers[start : start + IOV_MAX])
-        yield offset, group
-        offset += sum(map(len, group))
+    as_table(buffers).write_to(fd, offset)
 
 
 def rest_of(group: list[memoryview], done: int) -> list[memoryview]:

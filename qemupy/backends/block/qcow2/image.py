@@ -88,6 +88,12 @@ class Qcow2Image(Qcow2Disk):
         """Write to the state area. Whole clusters in one call come to lie in a row in the file."""
         self.write(self._vm_offset(self.length) + offset, data)
 
+    def vmstate_push(self) -> None:
+        """What was written so far is to go to the disk, where the file below can do that without waiting."""
+        begin: Callable[[], None] | None = getattr(self.file, "begin_writeback", None)
+        if begin is not None:
+            begin()
+
     def vmstate_share(self, snapshot: str | SnapshotInfo, source: int, offset: int, length: int) -> None:
         """Let a part of the state area be what a snapshot's state holds at `source`, without copying: the two share
         clusters. All three numbers are multiples of `cluster_size`, OSError (EINVAL) else."""
