@@ -25,7 +25,7 @@ def encode(value: Any) -> bytes:
 
 def decode(data: bytes | bytearray | memoryview, where: str) -> Any:
     """The value in `data`, which must hold exactly one. StateError names `where`."""
-    reader = _Reader(memoryview(data), where)
+    reader = _Reader(bytes(data), where)
     value = reader.value(0)
     if reader.at != len(reader.data):
         raise StateError(f"{where}: {len(reader.data) - reader.at} bytes too many")
@@ -82,24 +82,26 @@ def _put_blob(out: bytearray, tag: int, raw: bytes | bytearray) -> None:
 
 
 class _Reader:
-    def __init__(self, data: memoryview, where: str) -> None:
+    """A stream's tables hold some thousands of values, read while a machine waits: common cases come first."""
+
+    def __init__(self, data: bytes, where: str) -> None:
         self.data, self.where, self.at = data, where, 0
 
-    def byte(self) -> int:
-        if self.at >= len(self.data):
-            raise StateError(f"{self.where}: ends in the middle of a value")
-        self.at += 1
-        return self.data[self.at - 1]
+    def _ends(self) -> StateError:
+        return StateError(f"{self.where}: ends in the middle of a value")
 
     def group(self) -> tuple[int, int]:
         """A LEB128 number's bits and how many there are."""
+        data, at = self.data, self.at
         n = shift = 0
-        for _ in range(_MAX_INT_BYTES):
-            byte = self.byte()
+        for byte in data[at : at + _MAX_INT_BYTES]:
             n |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
+                self.at = at + shift // 7
                 return n, shift
+        if len(data) - at < _MAX_INT_BYTES:
+            raise self._ends()
         raise StateError(f"{self.where}: a number of more than {_MAX_INT_BYTES} bytes")
 
     def count(self) -> int:
@@ -112,7 +114,7 @@ class _Reader:
     def blob(self) -> bytes:
         n = self.count()
         self.at += n
-        return bytes(self.data[self.at - n : self.at])
+        return self.data[self.at - n : self.at]
 
     def text(self) -> str:
         try:
@@ -123,7 +125,11 @@ class _Reader:
     def value(self, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise StateError(f"{self.where}: nested deeper than {_MAX_DEPTH}")
-        tag = self.byte()
+        at = self.at
+        if at >= len(self.data):
+            raise self._ends()
+        tag = self.data[at]
+        self.at = at + 1
         if tag == _INT:
             n, bits = self.group()
             return n - (1 << bits) if n >> bits - 1 else n

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from qemupy.backends.block.qcow2 import Qcow2Image, create
+from qemupy.backends.block.qcow2.mapping import Kind, Run
 from tests.block.files import LocalFile
 from tests.block.qcow2_images import (
     assert_clean,
@@ -73,6 +75,34 @@ def test_the_same_sequence_as_qemu_io(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cluster_size", [512, 4096, 65536, 2 << 20])
 def test_ten_thousand_operations(tmp_path: Path, cluster_size: int) -> None:
     same_sequence(tmp_path, cluster_size, 10_000, cluster_size)
+
+
+def test_a_range_is_looked_up_as_its_clusters_are(tmp_path: Path) -> None:
+    """Rows of neighbours, broken in all ways: holes, zeros, compressed clusters, shared ones, the file's order."""
+    path, rng = tmp_path / "rows.qcow2", random.Random(7)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", path, "6M")
+    qemu_io(path, "write -c -P 3 1M 64k")
+    with opened(path) as image:
+        image.write(2 << 20, b"a" * (3 << 20))
+        image.snapshot_create("s", 0, 0, 0, 0)
+        for _ in range(150):
+            offset = rng.randrange(6 << 20 >> 12) << 12
+            one_operation(image, rng, offset, min(rng.choice([4096, 8192, 1 << 18]), image.length - offset))
+        singly = [image.runs(offset, 4096)[0] for offset in range(0, image.length, 4096)]
+        for _ in range(200):
+            first, last = sorted(rng.choices(range(len(singly) + 1), k=2))
+            runs = image.runs(first * 4096, (last - first) * 4096)
+            assert [part for run in runs for part in clusters(run)] == singly[first:last]
+            assert all(clusters(a)[-1] != follower(b) for a, b in pairwise(runs))
+
+
+def clusters(run: Run) -> list[Run]:
+    return [Run(run.kind, run.host and run.host + at, 4096) for at in range(0, run.length, 4096)]
+
+
+def follower(run: Run) -> Run:
+    """The cluster that would have belonged to the same run."""
+    return Run(run.kind, run.host - 4096 if run.host and run.kind is not Kind.COMPRESSED else run.host, 4096)
 
 
 @dataclass

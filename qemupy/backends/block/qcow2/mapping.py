@@ -80,16 +80,16 @@ class Mapping:
     def _lookup_in(self, table: Table, within: int, span: int, runs: list[Run]) -> None:
         """Add the runs of `span` bytes from `within` the range of one L2 table."""
         bits, size = self.meta.geometry.cluster_bits, self.meta.geometry.cluster_size
-        first, skip = within >> bits, within & size - 1
+        index, skip = within >> bits, within & size - 1
+        end = (within + span - 1 >> bits) + 1
         kind, host, joined = Kind.UNALLOCATED, 0, 0
-        for index, entry in enumerate(table.values[first : (within + span - 1 >> bits) + 1], first):
-            length = min(size - skip, span)
-            if entry == 0:
-                here, at = Kind.UNALLOCATED, 0
-            else:
-                here, at = self.classify(entry, table, index)
-                if at and here is not Kind.COMPRESSED:
-                    at += skip
+        while index < end:
+            entry, count = table.values[index], 1
+            here, at = self.classify(entry, table, index) if entry else (Kind.UNALLOCATED, 0)
+            if here is not Kind.PARTIAL and here is not Kind.COMPRESSED:
+                count = _in_a_row(table.values, index, end, size if at else 0)
+                at += skip if at else 0
+            length = min(count * size - skip, span)
             if here is Kind.PARTIAL:
                 if joined:
                     _join(runs, Run(kind, host, joined))
@@ -101,6 +101,7 @@ class Mapping:
                 if joined:
                     _join(runs, Run(kind, host, joined))
                 kind, host, joined = here, at, length
+            index += count
             span -= length
             skip = 0
         if joined:
@@ -335,6 +336,19 @@ def _row(entries: array.array[int], step: int) -> int:
     """How many entries, from the first on, are of neighbouring clusters and alike otherwise."""
     row = array.array("Q", range(entries[0], entries[0] + len(entries) * step, step))
     return len(row) if row == entries else next(n for n, entry in enumerate(entries) if entry != row[n])
+
+
+def _in_a_row(values: array.array[int], index: int, end: int, step: int) -> int:
+    """For how many entries from `index` on it is known that each is the one before it and `step`; one at least."""
+    first, count = values[index], end - index
+    while count > 1:
+        last = first + (count - 1) * step
+        if values[index + count - 1] == last:
+            row = array.array("Q", range(first, last + 1, step) if step else [first]) * (1 if step else count)
+            if values[index : index + count] == row:
+                break
+        count //= 2
+    return count
 
 
 def _join(runs: list[Run], run: Run) -> None:
