@@ -121,8 +121,7 @@ class Migration:
 
         def rest() -> None:
             pages.everything()
-            for name, table in tables.items():
-                writer.table(name, table)
+            writer.tables(tables)
             writer.end()
             channel.finish()
             progress.sent = writer.sent

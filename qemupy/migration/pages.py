@@ -47,10 +47,13 @@ class PageSender:
 
     def add(self, dirty: bytes) -> None:
         """Pages written since the last time; what is still to be sent stays so."""
-        self._todo = bytearray((int.from_bytes(self._todo, "little") | int.from_bytes(dirty, "little"))
-                               .to_bytes(len(self._todo), "little"))  # fmt: skip
+        self._todo = self._with(dirty) if self.remaining else bytearray(dirty)
         self.remaining = self._todo.count(1)
         self._at, self._sent_once = 0, True
+
+    def _with(self, dirty: bytes) -> bytearray:
+        return bytearray((int.from_bytes(self._todo, "little") | int.from_bytes(dirty, "little"))
+                         .to_bytes(len(self._todo), "little"))  # fmt: skip
 
     def slice(self, seconds: float = SLICE_SECONDS) -> None:
         """Send for so long, or until nothing is left. Zeros need not be sent the first time."""

@@ -30,6 +30,7 @@ _RUN = struct.Struct("<QQ")
 _ZERO = 1  # bit of a run's offset: its bytes are zero and not in the payload
 _MAX_NAME = 256
 _MAX_TABLE = 64 << 20  # the largest device (VGA memory is RAM) stays far below
+_BATCH = 4096  # bytes of tables written at once
 MAX_PAGES = 1 << 20  # bytes of RAM in one PAGES section
 MAX_RUNS = MAX_PAGES // PAGE
 
@@ -52,23 +53,34 @@ class StreamWriter:
         self.sent += len(data)
         self._sum = zlib.crc32(data, self._sum)
 
-    def _section(self, kind: int, name: str, payload: bytes) -> None:
-        raw = name.encode()
-        head = _HEAD.pack(kind, len(raw)) + raw + _U64.pack(len(payload))
-        crc = zlib.crc32(payload, zlib.crc32(raw))
-        self._put(b"".join((head, payload, _U32.pack(crc))))
-
     def table(self, name: str, table: dict[str, Any]) -> None:
-        self._section(TABLE, name, values.encode(table))
+        self._put(_section(TABLE, name, values.encode(table)))
+
+    def tables(self, tables: dict[str, dict[str, Any]]) -> None:
+        """Several at a time go to `write`: most have a hundred bytes, and waking the other side costs more."""
+        batch = bytearray()
+        for name, table in tables.items():
+            batch += _section(TABLE, name, values.encode(table))
+            if len(batch) >= _BATCH:
+                self._put(bytes(batch))
+                batch.clear()
+        self._put(bytes(batch))
 
     def pages(self, filled: list[tuple[int, bytes]], zero: list[Run]) -> None:
         """Stretches of RAM space with their bytes, and stretches of zeros: at most MAX_RUNS and MAX_PAGES of both."""
         runs = [_RUN.pack(offset, len(data)) for offset, data in filled]
         runs += [_RUN.pack(offset | _ZERO, length) for offset, length in zero]
-        self._section(PAGES, "", b"".join((_U32.pack(len(runs)), *runs, *(data for _, data in filled))))
+        self._put(_section(PAGES, "", b"".join((_U32.pack(len(runs)), *runs, *(data for _, data in filled)))))
 
     def end(self) -> None:
-        self._section(END, "", _U32.pack(self._sum))
+        self._put(_section(END, "", _U32.pack(self._sum)))
+
+
+def _section(kind: int, name: str, payload: bytes) -> bytes:
+    raw = name.encode()
+    head = _HEAD.pack(kind, len(raw)) + raw + _U64.pack(len(payload))
+    crc = zlib.crc32(payload, zlib.crc32(raw))
+    return b"".join((head, payload, _U32.pack(crc)))
 
 
 @record(frozen=True)

@@ -106,9 +106,14 @@ class _Reader:
 
     def count(self) -> int:
         """A length; what it counts takes at least one byte each, so more than what is left is a lie."""
-        n, _ = self.group()
-        if n > len(self.data) - self.at:
-            raise StateError(f"{self.where}: {n} bytes or entries announced, {len(self.data) - self.at} left")
+        at, left = self.at, len(self.data) - self.at - 1
+        if left >= 0 and (n := self.data[at]) < 0x80:
+            self.at = at + 1
+        else:
+            n, _ = self.group()
+            left = len(self.data) - self.at
+        if n > left:
+            raise StateError(f"{self.where}: {n} bytes or entries announced, {left} left")
         return n
 
     def blob(self) -> bytes:
@@ -118,7 +123,9 @@ class _Reader:
 
     def text(self) -> str:
         try:
-            return self.blob().decode()
+            n, at = self.count(), self.at
+            self.at = at + n
+            return self.data[at : at + n].decode()
         except UnicodeDecodeError:
             raise StateError(f"{self.where}: a text is not UTF-8") from None
 

@@ -51,8 +51,7 @@ def write_head(image: StateImage, tables: Tables) -> int:
     """Everything but RAM; its length."""
     head = bytearray()
     stream = StreamWriter(head.extend)
-    for name, table in tables.items():
-        stream.table(name, table)
+    stream.tables(tables)
     stream.end()
     if len(head) > RAM_BASE:
         raise StateError(f"the machine without its RAM takes {len(head)} bytes, {RAM_BASE} at most")
