@@ -79,7 +79,7 @@ class Migration:
             raise
         finally:
             vm.accel.memory.dirty_log(DirtyClient.MIGRATION, False)
-            progress.ended = time.monotonic_ns()
+            progress.ended = progress.ended or time.monotonic_ns()
             if channel is not None:
                 channel.close()
         progress.status = "completed"
@@ -124,6 +124,7 @@ class Migration:
             writer.tables(tables)
             writer.end()
             channel.finish()
+            progress.ended = time.monotonic_ns()  # the destination has taken over; what is left to do here is no downtime
             progress.sent = writer.sent
 
         self._job().final = True  # from here on the destination may be running it
