@@ -271,6 +271,7 @@ struct Cpu {
     TscPiece tsc;
     i64 jit_left;             /* while instructions are counted: how many until the budget ends */
     u32 jit_ax;               /* guest flags as LAHF and SETO give them */
+    u32 jit_flags, jit_way;   /* the same where RFLAGS may be clobbered; 1 + the instruction that wrote them, or 0 */
     const void *jit_fn[4];    /* C functions it calls */
     FlushLog flush_log;
     StoreLog *stores;         /* NULL: not logged */

@@ -167,19 +167,27 @@ static void registers(Asm *a, Cpu *c, bool load) {
     }
 }
 
+void jit_flags_to(Asm *a, Rm to) {
+    put1(a, 0x9f);                               /* lahf */
+    put1(a, 0x0f), put1(a, 0x90), put1(a, 0xc0); /* seto al */
+    asm_rm(a, 0, MAP_1, 0x89, RAX, to);
+}
+
+void jit_flags_from(Asm *a, Rm from) {
+    asm_load32(a, RAX, from);
+    put1(a, 0x04), put1(a, 0x7f); /* add al, 7fh: OF */
+    put1(a, 0x9e);                /* sahf */
+}
+
 /* RAX carries the flags in between, so it is stored first and loaded last. */
 static void spill(Asm *a, Cpu *c) {
     asm_store(a, rm_abs(&c->r[R_RAX]), RAX);
-    put1(a, 0x9f);                               /* lahf */
-    put1(a, 0x0f), put1(a, 0x90), put1(a, 0xc0); /* seto al */
-    asm_rm(a, 0, MAP_1, 0x89, RAX, rm_abs(&c->jit_ax));
+    jit_flags_to(a, rm_abs(&c->jit_ax));
     registers(a, c, false);
 }
 
 static void reload(Asm *a, Cpu *c) {
-    asm_load32(a, RAX, rm_abs(&c->jit_ax));
-    put1(a, 0x04), put1(a, 0x7f); /* add al, 7fh: OF */
-    put1(a, 0x9e);                /* sahf */
+    jit_flags_from(a, rm_abs(&c->jit_ax));
     registers(a, c, true);
     asm_load(a, RAX, rm_abs(&c->r[R_RAX]));
 }
@@ -218,6 +226,18 @@ static void call_handler(Asm *a, Cpu *c, unsigned fn) {
     asm_mov(a, RSI, R15);
     asm_mov(a, RDX, R14);
     call_c(a, c, fn);
+}
+
+/* A host fault was the guest's: r15 = Insn, r14 = rip behind it; first r13 recovers the flags. */
+static void make_fault(Asm *a, Cpu *c, Jit *j) {
+    Rm insn = rm_abs(&c->jit_tmp[1]);
+    j->fault_recover = (const u8 *)asm_here(a);
+    asm_store(a, insn, R15);
+    asm_rm(a, 0, MAP_1, 0xff, 2, rm_reg(R13)); /* call */
+    asm_load(a, R15, insn);
+    j->fault = (const u8 *)asm_here(a);
+    call_handler(a, c, 1);
+    put1(a, 0xcc);
 }
 
 /* Called with r15 = Insn, r14 = rip behind it: runs its handler, goes on or leaves. */
@@ -277,9 +297,7 @@ void jit_make_common(Cpu *c, Jit *j) {
     asm_jmp(&a, (u64)tail);
     j->helper = (const u8 *)asm_here(&a);
     make_helper(&a, c, tail);
-    j->fault = (const u8 *)asm_here(&a); /* a host fault was the guest's: r15 = Insn, r14 = rip behind it */
-    call_handler(&a, c, 1);
-    put1(&a, 0xcc);
+    make_fault(&a, c, j);
     jit_make_pairs(&a, c, j);
     j->system = (const u8 *)asm_here(&a);
     make_system(&a, c, j, tail);

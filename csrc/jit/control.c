@@ -51,8 +51,14 @@ void cold_end_insn(Trans *t) {
         }
 }
 
+static void call_recovery(Trans *t, const Cold *k) {
+    u64 code = flags_recovery(t, t->guest[k->insn].recover);
+    if (code) asm_call(&t->a, code);
+}
+
 static void emit_cold_helper(Trans *t, const Cold *k) {
     const Guest *g = &t->guest[k->insn];
+    call_recovery(t, k);
     if (k->x87) x87_store(t, k->x87, k->x87_next);
     asm_imm(&t->a, R15, (u64)g->in);
     asm_imm(&t->a, R14, g->next);
@@ -65,6 +71,7 @@ static void emit_cold_exit(Trans *t, const Cold *k) {
     Asm *a = &t->a;
     JitExit *x = k->exit;
     if (k->how) {
+        call_recovery(t, k);
         if (k->x87) x87_store(t, k->x87, k->x87_next);
         asm_imm(a, R15, (u64)x | k->how);
         asm_jmp(a, (u64)t->jit->exit);
@@ -81,6 +88,7 @@ static void emit_cold_exit(Trans *t, const Cold *k) {
 }
 
 void cold_emit(Trans *t) {
+    flags_recoveries(t);
     for (unsigned i = 0; i < t->n_cold; i++) {
         Cold *k = &t->cold[i];
         if (k->site) asm_patch(&t->a, k->site, asm_here(&t->a));
@@ -110,13 +118,36 @@ void emit_poll_here(Trans *t) {
 }
 void emit_poll_for(Trans *t, u64 rip) { emit_poll(t, exit_new(t, rip)); }
 
-/* Counts entries, where that costs little. */
+/* Counts down in memory; the rel32 to lead to where it has come to 0. RFLAGS stay. */
+static u8 *count_keeping(Trans *t, Rm count) {
+    Asm *a = &t->a;
+    asm_mov(a, R15, RCX);
+    asm_load32(a, RCX, count);
+    asm_rm(a, 0, MAP_1, 0x8d, RCX, rm_at(RCX, -1));
+    asm_rm(a, 0, MAP_1, 0x89, RCX, count);
+    u8 *zero = asm_jrcxz(a);
+    put1(a, 0xeb), put1(a, 0); /* jmp */
+    u8 *over = a->p - 1;
+    asm_land(a, zero);
+    asm_mov(a, RCX, R15);
+    u8 *site = asm_jmp_later(a);
+    asm_land(a, over);
+    asm_mov(a, RCX, R15);
+    return site;
+}
+
+static u8 *count_short(Trans *t, Rm count) {
+    asm_rm(&t->a, 0, MAP_1, 0xff, 1, count); /* dec */
+    return asm_jcc(&t->a, 4, asm_here(&t->a));
+}
+
+/* Counts entries of what may become a region. */
 void emit_heat(Trans *t) {
-    if (t->guest[0].live || t->b->region || !t->jit->heat || t->b->ram_off2 != ~0ull) return;
+    if (t->b->region || !t->jit->heat || t->b->ram_off2 != ~0ull) return;
     if (machine_one_insn(t->c->machine)) return;
     t->code->heat = t->jit->heat;
-    asm_rm(&t->a, 0, MAP_1, 0xff, 1, rm_abs(&t->code->heat)); /* dec */
-    cold_leave(t, asm_jcc(&t->a, 4, asm_here(&t->a)), t->b->rip, JIT_EXIT_HOT);
+    Rm count = rm_abs(&t->code->heat);
+    cold_leave(t, keep_flags(t) ? count_keeping(t, count) : count_short(t, count), t->b->rip, JIT_EXIT_HOT);
 }
 
 /* rcx = -1 in place of what fits, which goes home; RFLAGS stay. */
@@ -144,7 +175,7 @@ void emit_charge(Trans *t) {
     Asm *a = &t->a;
     unsigned n = run_left(t);
     u8 *site;
-    if (t->g->live) {
+    if (keep_flags(t)) {
         held_drop(t);
         site = charge_keeping(t, n);
     } else {

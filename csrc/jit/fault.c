@@ -30,13 +30,15 @@ static bool redirect(Cpu *c, greg_t *g, u64 trap) {
     if (!k || !k->block) return false;
     u32 i = 0;
     while (i + 1 < k->n_points && k->points[i + 1].at && k->points[i + 1].at <= off) i++;
-    i = k->points[i].insn;
+    const JitPoint *p = &k->points[i];
+    i = p->insn;
     u64 next = k->block->rip;
     for (u32 n = 0; n <= i; n++) next += k->insn[n].len;
     c->jit_tmp[0] = trap;
     g[REG_R15] = (greg_t)&k->insn[i];
     g[REG_R14] = (greg_t)next;
-    g[REG_RIP] = (greg_t)j->fault;
+    g[REG_R13] = (greg_t)(j->rx + k->end + p->recover - 1);
+    g[REG_RIP] = (greg_t)(p->recover ? j->fault_recover : j->fault);
     return true;
 }
 

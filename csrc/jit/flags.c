@@ -38,7 +38,7 @@ static bool undefined_are_kept(const ZydisDecodedInstruction *zi) {
     }
 }
 
-static u16 killed(const Guest *g) {
+u16 flags_killed(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
     if (!f || (is_shift(g) && count_may_be_zero(g))) return 0;
     u32 k = f->modified | f->set_0 | f->set_1;
@@ -47,15 +47,19 @@ static u16 killed(const Guest *g) {
     return k & FL_CC;
 }
 
+/* What writes some flags passes the others on. */
 static u16 used(const Guest *g) {
     const ZydisAccessedFlags *f = g->zi.cpu_flags;
+    if (g->partial == PARTIAL) return FL_CC;
     if (g->in->map == 0 && g->in->opcode == 0x9c) return FL_CC; /* PUSHF */
     if (g->in->flags & INF_END && !direct_branch(g->in)) return FL_CC;
     if (is_shift(g) && count_may_be_zero(g)) return FL_CC;
     return f ? f->tested & FL_CC : 0;
 }
 
-static u16 live_at(const Trans *t, unsigned insn) { return insn < t->n ? t->guest[insn].live : FL_CC; }
+static u16 live_at(const Trans *t, unsigned insn) {
+    return insn < t->n && !t->guest[insn].kept ? t->guest[insn].live : FL_CC;
+}
 
 u16 flags_live_behind(const Trans *t, unsigned i) {
     const Guest *g = &t->guest[i];
@@ -72,7 +76,7 @@ void flags_liveness(Trans *t) {
         changed = false;
         for (unsigned i = t->n; i--;) {
             Guest *g = &t->guest[i];
-            u16 live = (u16)((flags_live_behind(t, i) & ~killed(g)) | used(g));
+            u16 live = (u16)((flags_live_behind(t, i) & ~flags_killed(g)) | used(g));
             changed |= live != g->live;
             g->live = live;
         }

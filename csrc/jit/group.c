@@ -190,8 +190,8 @@ void group_open(Trans *t) {
         if (x->barrier || x->branch) return;
         if (!place_current(t, &x->at) || stored_already(t, x)) continue; /* its address is not known yet; is known */
         Group p;
-        if (gather(t, k, &p) < 2 && (keep || !t->guest[x->insn].live)) continue;
-        if (x->insn != t->i && (keep || !t->guest[x->insn].live)) return; /* it can wait */
+        if (gather(t, k, &p) < 2 && (keep || !keeps_flags(&t->guest[x->insn]))) continue;
+        if (x->insn != t->i && (keep || !keeps_flags(&t->guest[x->insn]))) return; /* it can wait */
         held_drop(t);
         emit_group_check(t, &p, R13);
         t->group = p;

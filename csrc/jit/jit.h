@@ -48,7 +48,8 @@ enum { JIT_NEXT, JIT_LEAVE, JIT_AFAR };
 /* Where an instruction's host code begins, for host faults. */
 typedef struct JitPoint {
     u32 at; /* offset in the code cache */
-    u32 insn;
+    u16 insn;
+    u16 recover; /* 0, or 1 + the offset from JitCode.end of what recovers its flags */
 } JitPoint;
 
 typedef struct JitCode {
@@ -117,8 +118,8 @@ typedef struct Jit {
     bool leave;     /* a block was dropped or mappings changed while translated code runs: return to the dispatcher */
     bool interpret; /* the next block is to be interpreted: a group's check failed */
     bool handled;   /* the last time it was left without an exit: behind what a handler did, or for an unknown target */
-    const u8 *enter, *exit, *leave_now, *helper, *system, *fault, *return_missed, *target_missed, *covered,
-        *exit_by_cache;
+    const u8 *enter, *exit, *leave_now, *helper, *system, *fault, *fault_recover, *return_missed, *target_missed,
+        *covered, *exit_by_cache;
     bool loop_is_fast; /* LOOP costs no more than JRCXZ */
     char *stacks;      /* guard page, return addresses; guard page, signal stack */
     JitMode modes[JIT_MODES];

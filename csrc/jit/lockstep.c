@@ -92,13 +92,6 @@ static void count_left(const Cpu *c, Lockstep *l) {
     }
 }
 
-/* The same, for flags: a poll, a failed check, the count of entries and, in a region, a handler leave where flags are
- * lost that the block to come does not overwrite before its end. */
-static void note_vague(const Cpu *c, Lockstep *l, const JitExit *x) {
-    if (c->jit->handled) l->vague |= in_run(c, &l->running) && l->running.block->region;
-    else l->vague |= !x;
-}
-
 /* The interpreter's turn */
 
 static bool repeatable(const Block *b) {
@@ -112,7 +105,6 @@ static void note_point(const Cpu *c, Lockstep *l, const Block *b) {
     ChainPoint *p = &l->points[l->n_points++];
     p->block = b;
     p->done = l->done;
-    p->exact = !l->torn;
     p->cc = c->cc;
     fpu_copy(p->r, c->r, sizeof p->r);
 }
@@ -128,7 +120,6 @@ static void interpret_chain(Cpu *c) {
         b->hits++;
         block_exec(c, b);
         end_run(l);
-        l->torn = false;
         l->useless |= c->mode != mode || c->map_changes != gen || c->interp->flushes != flushes;
         if (l->useless) return;
     }
@@ -137,15 +128,11 @@ static void interpret_chain(Cpu *c) {
 /* The translator's turn */
 
 /* Is the state the interpreter's, where that began a block? */
-static bool follows(Cpu *c, Lockstep *l, u64 live) {
+static bool follows(Cpu *c, Lockstep *l) {
     while (l->at < l->n_points && l->points[l->at].done < l->done) l->at++;
     if (l->at == l->n_points || l->points[l->at].done != l->done) return true;
     const ChainPoint *p = &l->points[l->at];
-    if (l->vague && p->exact) {
-        c->cc = p->cc;
-        l->vague = false;
-    }
-    bool same = !p->exact || !((p->cc ^ c->cc) & live);
+    bool same = p->cc == c->cc;
     for (unsigned i = 0; i <= R_RIP; i++) same &= p->r[i] == c->r[i];
     if (same) return true;
     l->wrong = p;
@@ -162,9 +149,7 @@ void lockstep_entered(Cpu *c, const Insn *in) {
     if (!l->on) return;
     end_run(l);
     l->last = a->run.block;
-    if (!follows(c, l, a->live) || l->done + a->run.n > l->target) {
-        l->end_live = a->live;
-        l->vague |= l->done < l->target;
+    if (!follows(c, l) || l->done + a->run.n > l->target) {
         j->interpret = l->done < l->target;
         j->leave = true;
         return;
@@ -215,10 +200,8 @@ static void translate_chain(Cpu *c) {
         }
         if (links && from) jit_link(c, from, b);
         else if (links) jit_cache_fill(c, b);
-        l->end_live = FL_CC;
         from = jit_enter(c, b);
         count_left(c, l);
-        note_vague(c, l, from);
         end_run(l);
     }
 }
@@ -241,7 +224,6 @@ static NOINLINE u32 run_once(Cpu *c, void (*side)(Cpu *c)) {
 static u32 run_side(Cpu *c, void (*side)(Cpu *c), u32 *end) {
     Lockstep *l = c->jit->lockstep;
     l->done = 0;
-    l->vague = false;
     l->last = NULL;
     end_run(l);
     for (;;) {
@@ -252,7 +234,6 @@ static u32 run_side(Cpu *c, void (*side)(Cpu *c), u32 *end) {
         bool own_code = l->running.block && !l->running.block->tag;
         end_run(l);
         if (vector != EXC_RESTART) return vector;
-        l->torn = true;
         if (!own_code) l->useless = true;
         if (l->useless) return vector;
     }
@@ -263,7 +244,6 @@ static u32 interpret(Cpu *c, StoreLog *log, u32 *end) {
     log->n = 0;
     log->full = false;
     l->n_points = 0;
-    l->torn = false;
     c->stores = log;
     cpu_update_mode(c); /* the TLB that never hits */
     c->feed = &l->feed;
@@ -284,15 +264,15 @@ static bool agrees_with_itself(Cpu *c, Lockstep *l, u32 done) {
     l->feed.different = false;
     outcome_take(c, &l->again, interpret(c, &l->stores_again, &end));
     bool same = !l->useless && !l->feed.different && l->done == done && stores_same(&l->stores) &&
-                !outcome_difference(&l->want, &l->again, FL_CC);
+                !outcome_difference(&l->want, &l->again);
     stores_undo(c, &l->stores_again);
     return same;
 }
 
-static const char *verdict(const Lockstep *l, u32 done, u64 flags) {
+static const char *verdict(const Lockstep *l, u32 done) {
     if (l->wrong) return "state at a block's begin";
     if (l->feed.different || l->feed.at != l->feed.n) return "access to a device";
-    const char *what = outcome_difference(&l->want, &l->got, flags);
+    const char *what = outcome_difference(&l->want, &l->got);
     if (!what && l->done != done) what = "number of instructions";
     return what || stores_same(&l->stores) ? what : "memory";
 }
@@ -350,7 +330,6 @@ static u32 both(Cpu *c) {
     l->feed.n = l->feed.at = 0;
     l->feed.replay = l->feed.full = l->feed.different = false;
     u32 vector = interpret(c, &l->stores, &l->target), done = l->done;
-    bool exact = !l->torn && vector == NO_VECTOR;
     outcome_take(c, &l->want, vector);
     if (l->useless || !l->n_points || l->stores.full || l->feed.full) return vector;
     u64 counted = c->icount;
@@ -362,12 +341,11 @@ static u32 both(Cpu *c) {
     l->feed.replay = true;
     c->feed = &l->feed;
     l->on = true;
-    l->end_live = FL_CC;
     outcome_take(c, &l->got, run_side(c, translate_chain, &end));
     l->on = false;
     c->feed = NULL;
     j->interpret = false;
-    const char *what = l->useless ? NULL : verdict(l, done, exact && !l->vague ? l->end_live : 0);
+    const char *what = l->useless ? NULL : verdict(l, done);
     if (!l->useless && !what) j->stats.compared += l->entered;
     if (what && agrees_with_itself(c, l, done)) report(c, l, what, done);
     if (what)

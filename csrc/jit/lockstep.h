@@ -13,8 +13,7 @@ enum { CHAIN_MAX = 50 }; /* blocks */
 /* The state where the interpreter began a block. */
 typedef struct ChainPoint {
     const Block *block;
-    u32 done;   /* instructions so far */
-    bool exact; /* the arithmetic flags are known there */
+    u32 done; /* instructions so far */
     u64 r[R_RIP + 1], cc;
 } ChainPoint;
 
@@ -29,14 +28,11 @@ typedef struct Run {
 typedef struct Lockstep {
     bool on;      /* a chain is being translated and run */
     bool useless; /* this chain cannot be compared */
-    bool torn;    /* the last block was left in the middle: its code was written to */
-    bool vague;   /* flags are lost that only a translation left behind knows to be dead */
     u32 tick, max_blocks;
     u32 done, target;  /* instructions, those of the run included; where the translator is to stop */
     Run running;       /* block NULL: between runs */
     const Block *last; /* the translation that announced itself last */
     u32 entered;       /* runs announced */
-    u64 end_live;      /* arithmetic flags that may be read where the chain ends */
     u32 n_points, at;
     const ChainPoint *wrong; /* the first block at whose begin the translator had another state */
     ChainPoint points[CHAIN_MAX];
@@ -50,7 +46,6 @@ typedef struct Lockstep {
 typedef struct Announcement {
     Insn insn;
     Run run;
-    u64 live; /* arithmetic flags it may read; ways to it may have clobbered the others */
 } Announcement;
 void lockstep_entered(Cpu *c, const Insn *in);
 

@@ -33,11 +33,11 @@ void outcome_give(Cpu *c, const Outcome *o) {
     fpu_copy(c->fpu.area, o->fpu, XSAVE_BYTES);
 }
 
-const char *outcome_difference(const Outcome *a, const Outcome *b, u64 cc) {
+const char *outcome_difference(const Outcome *a, const Outcome *b) {
     if (a->vector != b->vector || a->error != b->error || a->cr2 != b->cr2) return "exception";
     for (unsigned i = 0; i <= R_RIP; i++)
         if (a->r[i] != b->r[i]) return "register";
-    if (a->flags != b->flags || (a->cc ^ b->cc) & cc) return "flags";
+    if (a->flags != b->flags || a->cc != b->cc) return "flags";
     for (unsigned i = 0; i < SEG_COUNT; i++)
         if (a->seg[i].base != b->seg[i].base || a->seg[i].sel != b->seg[i].sel) return "segment register";
     if (a->kernel_gs_base != b->kernel_gs_base) return "GS base";

@@ -19,8 +19,8 @@ typedef struct Outcome {
 
 void outcome_take(Cpu *c, Outcome *o, u32 vector);
 void outcome_give(Cpu *c, const Outcome *o);
-/* What differs, in words, or NULL. cc: the arithmetic flags to look at. */
-const char *outcome_difference(const Outcome *a, const Outcome *b, u64 cc);
+/* What differs, in words, or NULL. */
+const char *outcome_difference(const Outcome *a, const Outcome *b);
 void outcome_print(const char *who, const Outcome *o); /* FPU parked */
 
 #endif

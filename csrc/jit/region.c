@@ -60,14 +60,15 @@ bool region_make(Cpu *c, Jit *j, Block *b, const Insn **insn, unsigned *n) {
              avail = page < REGION_BYTES ? page : REGION_BYTES;
     if (b->ram_off2 != ~0ull || block_page_written(c, b)) return false;
     memcpy(bytes, page_bytes(c, b), avail);
-    unsigned size = decode_region(c, b, bytes, avail, out, n);
-    if (*n < b->n) return false;
+    unsigned count, size = decode_region(c, b, bytes, avail, out, &count);
+    if (count < b->n) return false;
     ram_mark_code(c->machine, c, b->ram_off, size);
     if (memcmp(bytes, page_bytes(c, b), size) != 0) return false; /* another vCPU wrote meanwhile */
     b->size = (u16)size;
-    Insn *kept = jit_alloc(j, *n * sizeof *kept);
-    memcpy(kept, out, *n * sizeof *kept);
+    Insn *kept = jit_alloc(j, count * sizeof *kept);
+    memcpy(kept, out, count * sizeof *kept);
     *insn = kept;
+    *n = count;
     return true;
 }
 
@@ -101,7 +102,7 @@ void region_join(Trans *t) {
 void region_label(Trans *t) {
     Guest *g = t->g;
     if (!g->label) return;
-    if (!t->ended) x87_settle(t);
+    if (!t->ended) x87_settle(t), flags_fall(t, g);
     if (t->i) region_join(t);
     t->ended = false;
     g->host = t->a.p;
@@ -109,7 +110,7 @@ void region_label(Trans *t) {
         if (t->fix[k].insn == t->i) asm_patch(&t->a, t->fix[k].site, asm_here(&t->a));
     Loop *l = strip_loop(t, t->i);
     if (l) strip_enter(t, l);
-    else if (g->looped && !g->live) emit_poll_here(t);
+    else if (g->looped && !keeps_flags(g)) emit_poll_here(t);
 }
 
 /* A jump (cond: if that holds; 16: always) to an instruction of this translation. */
@@ -118,7 +119,8 @@ void region_branch(Trans *t, unsigned cond, unsigned insn) {
     const Guest *to = &t->guest[insn];
     bool back = insn <= t->i || t->strip;
     u8 *over = NULL;
-    if (back && to->live) {
+    flags_branch(t);
+    if (back && keeps_flags(to)) {
         if (cond != ALWAYS) over = asm_jcc(a, cond ^ 1, asm_here(a));
         emit_poll_for(t, guest_rip(to));
         cond = ALWAYS;

@@ -96,7 +96,7 @@ static Moves moves_of(const Trans *t, const Loop *l) {
 
 /* Is there nothing in the loop that a strip cannot do? */
 static bool straight(const Trans *t, const Loop *l) {
-    if (t->guest[l->first].live) return false;
+    if (t->guest[l->first].recover < JOINED) return false;
     for (unsigned i = l->first; i <= l->last; i++) {
         const Guest *g = &t->guest[i];
         bool branch = g->in->flags & INF_END, jump = branch && g->in->op == ZYDIS_MNEMONIC_JMP;
@@ -195,7 +195,8 @@ void strips_find(Trans *t) {
         const Guest *g = &t->guest[i];
         Loop l = {.first = g->target, .last = (u8)i};
         if (g->target == NO_INSN || g->target > i || !straight(t, &l) || !find_streams(t, &l)) continue;
-        if (i + 1 < t->n) t->guest[i + 1].label = true; /* what strips go to */
+        Guest *behind = &t->guest[i + 1]; /* what strips go to */
+        if (i + 1 < t->n && !behind->label) behind->label = behind->kept = true;
         t->loop[t->n_loops++] = l;
     }
 }
@@ -363,19 +364,21 @@ static bool emit_body(Trans *t, Loop *l, u64 probe) {
         emit_guest(t);
         if (l->owns && !spares_scratch(t)) return false;
     }
-    if (!t->ended) asm_jmp(a, (u64)t->guest[l->last + 1].host + (u64)a->rx);
+    const Guest *behind = &t->guest[l->last + 1];
+    if (!t->ended) flags_fall(t, behind), asm_jmp(a, (u64)behind->host + (u64)a->rx);
     return true;
 }
 
 /* With the distances in registers if nothing else in the loop needs them. */
 static void emit_copy(Trans *t, Loop *l, u64 probe) {
     u8 *begin = t->a.p;
-    unsigned n_cold = t->n_cold;
+    unsigned n_cold = t->n_cold, n_recovering = t->n_recovering;
     u32 n_points = t->code->n_points, arena = t->jit->arena_used;
     l->owns = l->n > 1 && host_reg(l->counter) != NO_REG;
     if (emit_body(t, l, probe)) return;
     t->a.p = begin;
     t->n_cold = n_cold;
+    t->n_recovering = n_recovering;
     t->code->n_points = n_points;
     t->jit->arena_used = arena;
     t->ended = false;

@@ -16,7 +16,7 @@ static void and_keeping(Trans *t, u32 mask) {
 static void change_flag(Trans *t, u32 bit, bool set) {
     Asm *a = &t->a;
     Rm flags = rm_abs(&t->c->flags);
-    if (flags_live_behind(t, t->i)) {
+    if (flags_kept_behind(t, t->i)) {
         asm_load32(a, R15, flags);
         and_keeping(t, ~bit);
         if (set) asm_lea(a, R15, rm_at(R15, (i32)bit));
@@ -54,7 +54,7 @@ static void flags_image(Trans *t) {
     Asm *a = &t->a;
     const u32 shown = ~(u32)(FL_RF | FL_VM);
     push_host(t, true), push_host(t, false);
-    if (flags_live_behind(t, t->i)) {
+    if (flags_kept_behind(t, t->i)) {
         and_keeping(t, FL_CC);
         asm_load32(a, R14, rm_abs(&t->c->flags));
         asm_lea(a, R15, rm_sib(R15, R14, 0, 0));
@@ -70,7 +70,7 @@ static bool emit_pushf(Trans *t) {
     Asm *a = &t->a;
     Rm image = rm_abs(&t->c->jit_tmp[0]);
     if (!t->wide || t->g->in->osz != 8) return false;
-    bool before = flags_live_behind(t, t->i); /* where the check would clobber what is to be kept */
+    bool before = flags_kept_behind(t, t->i); /* where the check would clobber what is to be kept */
     if (before) {
         flags_image(t);
         asm_store(a, image, R15);

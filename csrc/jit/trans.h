@@ -19,10 +19,28 @@ typedef struct Cold {
     u64 x87_next;
 } Cold;
 
+/* How the flags of the guest come back where RFLAGS may have been clobbered, see recover.c. */
+enum { RIGHT, SAVED, REDONE /* + instruction */, JOINED = 128 /* + label */ };
+enum { PARTIAL = 1, PARTIAL_UNSEEN };
+typedef struct Redo {
+    u8 how, size;
+    u8 to, from; /* guest registers; from NO_REG: the immediate */
+    i32 imm;
+} Redo;
+
 typedef struct Guest {
     const Insn *in;
     u64 next;           /* rip behind it */
     u16 live;           /* FL_*: flags that may still be read when it begins */
+    u8 recover;         /* RIGHT, or how the flags are recovered that it begins with (recover.c) */
+    u8 source;          /* the same for all of its span, but for SAVED */
+    u8 came;            /* of a label: how they are where the instruction before goes on to it */
+    bool save;          /* they are saved in front of it */
+    bool kept;          /* of a label: RFLAGS are right */
+    bool stays;         /* nothing leaves the translation in it */
+    u8 partial;         /* it writes some flags: PARTIAL, or PARTIAL_UNSEEN: all are written before anybody may look */
+    u64 ways;           /* of a label: bit n: those of instruction n may be there */
+    Redo redo;          /* of all flags that it writes */
     u8 target;          /* of a branch: the instruction it leads to, or NO_INSN */
     bool label, looped; /* some branch leads here, some backward one */
     u8 *host;           /* where its code begins, if it is a label; writable view */
@@ -125,6 +143,9 @@ typedef struct Trans {
     unsigned n_fix;
     Loop loop[LOOPS];
     unsigned n_loops;
+    Fix recovering[4 * BLOCK_MAX_INSNS]; /* calls of recoveries; insn: RIGHT... */
+    unsigned n_recovering;
+    u64 recovery[JOINED + BLOCK_MAX_INSNS]; /* their addresses, or 0 */
     Guest guest[BLOCK_MAX_INSNS];
 } Trans;
 
@@ -147,7 +168,8 @@ void held_forget(Trans *t, unsigned n); /* Cpu.r alone is changed */
 void held_reload(Trans *t, const u8 held[3]);
 
 /* Must RFLAGS survive what is emitted in front of the current instruction? */
-INLINE bool keep_flags(const Trans *t) { return t->g->live != 0; }
+INLINE bool keeps_flags(const Guest *g) { return g->live || g->recover == RIGHT; }
+INLINE bool keep_flags(const Trans *t) { return keeps_flags(t->g); }
 
 /* Emitters: true if they translated the current instruction. */
 bool emit_int(Trans *t);
@@ -196,7 +218,19 @@ void jit_trace(Trans *t);
 
 /* flags.c */
 void flags_liveness(Trans *t);
+u16 flags_killed(const Guest *g);                     /* FL_* that it writes for sure */
 u16 flags_live_behind(const Trans *t, unsigned insn); /* FL_* that may be read behind it */
+
+/* recover.c */
+void flags_operands(Guest *g, const ZydisDecodedOperand *ops);
+void flags_plan(Trans *t);                             /* Guest.live and Guest.recover of all instructions */
+bool flags_kept_behind(const Trans *t, unsigned insn); /* must RFLAGS be what it leaves? */
+void flags_save(Trans *t);                             /* may clobber r15; RFLAGS stay */
+void flags_branch(Trans *t);                           /* before the current branch inside, RFLAGS stay */
+void flags_fall(Trans *t, const Guest *label); /* before a label, for who comes from the instruction before it */
+void flags_recover(Trans *t);                  /* RFLAGS are right; clobbers r15 */
+void flags_recoveries(Trans *t);
+u64 flags_recovery(Trans *t, u8 how); /* the code to call, which clobbers r15; 0: RFLAGS are right */
 
 /* pairs.c */
 void jit_make_pairs(Asm *a, Cpu *c, Jit *j);
@@ -229,6 +263,11 @@ void strip_enter(Trans *t, Loop *l);                 /* at the loop's begin */
 bool strip_serves(Trans *t, unsigned n, bool write); /* like group_serves() */
 void strip_reload(Trans *t);                         /* r14 and r15, if it owns them */
 void strips_emit(Trans *t);
+
+/* cache.c */
+/* The arithmetic flags to and from memory, by rax, which is clobbered. */
+void jit_flags_to(Asm *a, Rm to);
+void jit_flags_from(Asm *a, Rm from);
 
 /* translate.c */
 void emit_guest(Trans *t); /* the instruction Trans.i */

@@ -27,7 +27,7 @@ static void decode_all(Trans *t, const u8 *bytes) {
         unsigned len = g->in->len;
         memcpy(g->bytes, bytes, len);
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, len, &g->zi, ops))) memset(&g->zi, 0, sizeof g->zi);
-        else group_registers(g, ops), strip_operands(g, ops);
+        else group_registers(g, ops), strip_operands(g, ops), flags_operands(g, ops);
         bytes += len;
         rip += len;
         g->next = rip;
@@ -46,6 +46,7 @@ static void call_handler(Trans *t, const u8 *by) {
     t->g->helped = true;
     group_barrier(t);
     x87_settle(t);
+    flags_recover(t);
     asm_imm(&t->a, R15, (u64)t->g->in);
     asm_imm(&t->a, R14, t->g->next);
     asm_call(&t->a, (u64)by);
@@ -84,8 +85,8 @@ static void emit_announcement(Trans *t) {
     u64 rip = guest_rip(t->g);
     x->insn.fn = lockstep_entered;
     x->run = (Run){.block = t->b, .insn = t->g->in, .rip = rip, .n = run_left(t)};
-    x->live = t->g->live;
     held_drop(t);
+    flags_recover(t);
     asm_imm(&t->a, R15, (u64)&x->insn);
     asm_imm(&t->a, R14, rip);
     asm_call(&t->a, (u64)t->jit->helper);
@@ -119,8 +120,10 @@ void emit_guest(Trans *t) {
     t->mode_after = t->b->mode;
     if (t->g->label || !only_registers(t->g)) held_flush(t);
     if (!t->strip) region_label(t);
+    if (!t->ended && t->g->save) flags_save(t);
+    if (!t->i) emit_heat(t);
     if (!t->ended && run_begins(t, t->i)) emit_run_begin(t);
-    t->code->points[t->code->n_points++] = (JitPoint){(u32)(t->a.p - t->jit->rw), t->i};
+    t->code->points[t->code->n_points++] = (JitPoint){.at = (u32)(t->a.p - t->jit->rw), .insn = (u16)t->i};
     if (t->ended) return; /* nothing leads here */
     if (!t->strip) group_open(t);
     emit_insn(t);
@@ -136,7 +139,6 @@ static void emit_all(Trans *t) {
     t->sp = t->late = 0;
     emit_found(t);
     t->code->entry = (const u8 *)asm_here(&t->a);
-    emit_heat(t);
     held_drop(t);
     memset(t->version, 0, sizeof t->version);
     t->code->n_points = 0;
@@ -152,7 +154,7 @@ static void emit_all(Trans *t) {
     t->planning = false;
     t->a.p = begin;
     t->jit->arena_used = arena;
-    t->n_cold = t->n_fix = 0;
+    t->n_cold = t->n_fix = t->n_recovering = 0;
     t->ended = false;
     t->x87 = NULL;
 }
@@ -163,7 +165,8 @@ bool jit_translate(Cpu *c, Block *b) {
     Jit *j = c->jit;
     u8 bytes[REGION_BYTES + 16];
     memset(t, 0, offsetof(Trans, access));
-    t->n_cold = t->n_access = t->n_fix = t->n_loops = 0;
+    t->n_cold = t->n_access = t->n_fix = t->n_loops = t->n_recovering = 0;
+    memset(t->recovery, 0, sizeof t->recovery);
     t->c = c, t->jit = j, t->b = b, t->n = b->n;
     t->wide = b->mode & MODE_CS64;
     t->mode = jit_mode(j, b->mode);
@@ -180,7 +183,7 @@ bool jit_translate(Cpu *c, Block *b) {
     memset(t->guest, 0, t->n * sizeof t->guest[0]);
     decode_all(t, bytes);
     region_labels(t);
-    flags_liveness(t);
+    flags_plan(t);
     strips_find(t);
     if (t->wide && (!b->plain || t->n_loops)) {
         t->planning = true;

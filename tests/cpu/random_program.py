@@ -26,8 +26,6 @@ NAMES = {
     64: "rax rcx rdx rbx rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split(),
     32: "eax ecx edx ebx ebp esi edi".split(),
 }
-KEEPS_FLAGS = {"mov", "movups", "fld", "fstp", "movzx", "movsx", "xchg", "lods", "movs", "stos"}
-ALL_FLAGS, WITHOUT_CC = 0xFFFFFFFF, 0xFFFFF72A  # what the handler keeps of RFLAGS
 ALU = "add adc sub sbb and or xor cmp test mov".split()
 
 
@@ -92,10 +90,8 @@ class Program:
 
     def _risky(self, text: str) -> None:
         after = self._label()
-        keep = text.split()[0] in KEEPS_FLAGS and self.random.random() < 0.4
-        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}",
-                       f"mov dword ptr [{RESUME + 4:#x}], {ALL_FLAGS if keep else WITHOUT_CC:#x}", text, f"{after}:"]
-        if keep:  # they are read
+        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}", text, f"{after}:"]
+        if self.random.random() < 0.2:  # flags are read, whoever wrote them
             self.lines += ["pushf" if self.bits == 32 else "pushfq", f"pop {self.random.choice(self.registers)}"]
 
     def _operand(self, size: int) -> str:
@@ -380,8 +376,7 @@ class Program:
         for register in (pointer, fixed):
             self.lines.append(f"mov {register}, {DATA + self.random.randrange(0x4000, 0xC000):#x}")
         self.lines += [f"mov {counter}, {times}", f"xor {part(index, 4)}, {part(index, 4)}"]
-        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}",
-                       f"mov dword ptr [{RESUME + 4:#x}], {WITHOUT_CC:#x}", f"{start}:"]
+        self.lines += [f"mov dword ptr [{RESUME:#x}], offset {after}", f"{start}:"]
         body = [self._strided(self._pick(pointer, f"{fixed} + {index}*{scale}", fixed), value, other, after)
                 for _ in range(self.random.randrange(1, 6))]
         move = self._pick(f"add {pointer}, {stride}", f"lea {pointer}, [{pointer} + {stride}]",
@@ -498,7 +493,6 @@ def handler(bits: int) -> str:
         lines += [".balign 16", *([] if vector in WITH_ERROR else ["push 0"]), f"push {vector}", "jmp common"]
     a, c, sp, back, at = ("rax", "rcx", "rsp", "iretq", 8) if bits == 64 else ("eax", "ecx", "esp", "iretd", 4)
     lines += ["common:", f"push {a}", f"push {c}", f"mov {a}, [{LOG:#x}]"]
-    lines += [f"mov {c}, [{sp} + {6 * at}]", f"and ecx, [{RESUME + 4:#x}]", f"mov [{sp} + {6 * at}], {c}"]
     for slot in (2, 3, 4, 6):  # vector, error code, RIP, RFLAGS
         lines += [f"rol {a}, 7", f"add {a}, [{sp} + {slot * at}]"]
     lines += [f"mov {c}, cr2", f"rol {a}, 7", f"add {a}, {c}", f"mov [{LOG:#x}], {a}", f"inc dword ptr [{FAULTS:#x}]"]

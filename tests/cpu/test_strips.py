@@ -71,7 +71,7 @@ def test_strides_over_pages(stride: int, offset: int) -> None:
     "movdqa xmm1, [rsi + r13]; paddq xmm1, [r12 + r13 + 32]; movntdq [r8 + r13 + 8], xmm1; add r13, 32; "
     "cmp r13, 0x6000",
     "movsd xmm0, [r8 + rcx*8]; addsd xmm0, xmm1; movsd [r9 + rcx*8], xmm0; add rcx, 1; cmp rcx, 2000",
-    "lea rdx, [rcx + 1]; mov rax, [rsi + rcx*8]; mov [rdi + rdx*8], rax; mov rcx, rdx; cmp rdx, 2000",
+    "lea rdx, [rcx + 1]; mov rax, [rsi + rcx*8]; mov [rdi + rdx*8], rax; mov rcx, rdx; cmp rcx, 2000",
     "mov rax, [rsi + rcx*8]; add [rbp], rax; mov [rdi + rcx*8], rax; add rax, [r8 + rcx*8]; add [r9 + rcx*8], rax; "
     "xor rax, [r12 + rcx*8 + 4]; mov [r12 + rcx*8 + 0x3000], rax; add rcx, 1; cmp rcx, 1000",
     "movzx eax, byte ptr [rsi + rcx]; mov rax, [rsi + rax*8]; add [rdi + rcx*8], rax; add rcx, 1; cmp rcx, 2000",

@@ -7,17 +7,18 @@ from rawguest import PAGE_TABLES, RawGuest, assemble
 
 DONE_PORT = 0xE9
 RESUME, ENVIRONMENT, HANDLERS = 0x4000, 0x4100, 0x3000
-FAULTS = 0x4800  # what the handlers saw: the last registers and CR2, a sum of addresses, their number
+FAULTS = 0x4800  # what the handlers saw: the last registers and CR2, a sum of addresses, their number, a sum of flags
 SEEN, SEEN_SIZE = "rbx rcx rdx rbp rsi rdi r8 r12 r13 r14 r15".split(), 128
 WITH_ERROR = (13, 14)
 
 
 def handler(vector: int) -> str:
-    """Notes registers, CR2 and the address; returns to where RESUME says, which is below 4 GiB."""
+    """Notes registers, CR2, the address and flags; returns to where RESUME says, which is below 4 GiB."""
     stores = "".join(f"mov [{FAULTS + 8 * n:#x}], {name}; " for n, name in enumerate(["rax", *SEEN]))
     pop_error = "lea rsp, [rsp + 8]; " if vector in WITH_ERROR else ""
     at = FAULTS + 8 * (1 + len(SEEN))
     return (f"{stores}{pop_error}mov rax, cr2; mov [{at:#x}], rax; mov rax, [rsp]; add [{at + 8:#x}], rax; "
+            f"mov rax, [rsp + 16]; rol qword ptr [{at + 24:#x}], 9; add [{at + 24:#x}], rax; "
             f"inc qword ptr [{at + 16:#x}]; mov eax, [{RESUME:#x}]; mov [rsp], rax; mov rax, [{FAULTS:#x}]; iretq")
 
 
