@@ -1,6 +1,6 @@
 /* Which arithmetic flags may still be read (Intel SDM vol 1, appendix A). The check in front of a memory access is
  * shorter where it may clobber RFLAGS: that is where whatever comes next writes all live flags before anybody can read
- * them. At a block's end all are live. */
+ * them. At a block's end all are live. For who looks at them when it faults see recover.c. */
 #include "jit/trans.h"
 
 /* May the count be zero? */

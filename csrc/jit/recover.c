@@ -16,8 +16,6 @@
 
 enum { SAVE_FROM = 2 }; /* as many checks in a span cost less if flags are saved before them */
 
-/* Which flags an instruction writes is known where all of them are. */
-
 enum { REDO_NOT, REDO_CMP, REDO_TEST, REDO_ADD, REDO_SUB, REDO_LOGIC, REDO_NEG };
 
 static u8 redo_of(ZydisMnemonic m) {
@@ -233,6 +231,8 @@ static void mark(Trans *t, const Span *s) {
         if (!g->live) g->recover = how;
     }
     const Guest *end = &t->guest[s->end];
+    for (unsigned i = s->last == NO_INSN ? s->first : s->last + 1u; i <= s->end && flags_killed(end) == FL_CC; i++)
+        t->guest[i].unread = !t->guest[i].live;
     if (how == SAVED && !writes_flags(end) && s->end + 1u < t->n && end[1].label) t->guest[s->end + 1].came = SAVED;
 }
 
@@ -250,7 +250,7 @@ void flags_plan(Trans *t) {
 bool flags_kept_behind(const Trans *t, unsigned i) {
     const Guest *g = &t->guest[i];
     if (flags_live_behind(t, i) || i + 1 == t->n || g->in->flags & INF_END) return true;
-    return g[1].label || g[1].recover == RIGHT || g[1].save;
+    return g[1].label || (!g[1].unread && (g[1].recover == RIGHT || g[1].save));
 }
 
 /* Emitting */

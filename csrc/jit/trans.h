@@ -38,6 +38,7 @@ typedef struct Guest {
     bool save;          /* they are saved in front of it */
     bool kept;          /* of a label: RFLAGS are right */
     bool stays;         /* nothing leaves the translation in it */
+    bool unread;        /* nothing leaves until all flags are written again */
     u8 partial;         /* it writes some flags: PARTIAL, or PARTIAL_UNSEEN: all are written before anybody may look */
     u64 ways;           /* of a label: bit n: those of instruction n may be there */
     Redo redo;          /* of all flags that it writes */
