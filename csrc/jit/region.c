@@ -108,9 +108,13 @@ void region_label(Trans *t) {
     g->host = t->a.p;
     for (unsigned k = 0; k < t->n_fix; k++)
         if (t->fix[k].insn == t->i) asm_patch(&t->a, t->fix[k].site, asm_here(&t->a));
+}
+
+void region_loop(Trans *t) {
+    const Guest *g = t->g;
     Loop *l = strip_loop(t, t->i);
     if (l) strip_enter(t, l);
-    else if (g->looped && !keeps_flags(g)) emit_poll_here(t);
+    else if (g->label && g->looped && !keeps_flags(g)) emit_poll_here(t);
 }
 
 /* A jump (cond: if that holds; 16: always) to an instruction of this translation. */

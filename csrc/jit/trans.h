@@ -251,6 +251,7 @@ enum { REGION_BYTES = 512, NO_INSN = 0xff, ALWAYS = 16 };
 bool region_make(Cpu *c, Jit *j, Block *b, const Insn **insn, unsigned *n); /* false: nothing to gain */
 void region_labels(Trans *t);
 void region_label(Trans *t); /* before an instruction */
+void region_loop(Trans *t);  /* behind the label, if a loop begins there: it may be stopped */
 void region_join(Trans *t);
 void region_branch(Trans *t, unsigned cond, unsigned insn);
 bool direct_branch(const Insn *in); /* JMP, Jcc */

@@ -121,6 +121,7 @@ void emit_guest(Trans *t) {
     if (t->g->label || !only_registers(t->g)) held_flush(t);
     if (!t->strip) region_label(t);
     if (!t->ended && t->g->save) flags_save(t);
+    if (!t->strip) region_loop(t);
     if (!t->i) emit_heat(t);
     if (!t->ended && run_begins(t, t->i)) emit_run_begin(t);
     t->code->points[t->code->n_points++] = (JitPoint){.at = (u32)(t->a.p - t->jit->rw), .insn = (u16)t->i};

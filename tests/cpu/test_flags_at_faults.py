@@ -74,3 +74,43 @@ def test_whoever_wrote_them(writer: str) -> None:
     with run(code, (0, 13, 14), lockstep="eager") as guest:
         assert guest.get(FAULTS, SEEN_SIZE) == wanted
         assert regions(guest) >= len(FAULTY)
+
+
+# Ways round a loop: what wrote the flags can be done again, or its operand is another one by then, or it was memory.
+LAST = ["sub rdx, 1", "dec rdx", "lea rdx, [rdx - 1]; test rdx, rdx", "lea rdx, [rdx - 1]; cmp rdx, 0",
+        "lea r8, [r8 + 1]; sub rdx, 1", "sub qword ptr [rsi + 40], 1", "add rdx, -1", "lea rdx, [rdx - 1]; neg rdx; neg rdx",
+        "lea r9, [r9 + 8]; cmp r9, r10; jae 7f; mov r8, [rsi + 8]; 7: sub rdx, 1"]  # fmt: skip
+MIDDLE = ["", "mov r8, [rsi + 8]", "lea rdx, [rdx + 0]; mov r8, [rsi + 16]; mov [rdi], r8", "mov r9, [rsi]; mov [rdi + 8], r9",
+          "test dl, 3; jz 5f; mov r8, [rsi + 24]; 5: mov [rdi], r8", "test dl, 3; jz 5f; lea r8, [r9 + r8]; 5: push [rbp]",
+          "test dl, 1; jnz 5f; xor r8d, edx; test dl, 2; jz 5f; add r8, 1; 5: mov r9, [rbp]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("middle", MIDDLE)
+def test_at_the_begin_of_a_loop(last: str, middle: str) -> None:
+    """The first access faults each time round; some loops have a second that does, or a second way to it."""
+    code = f"""
+        {START}
+        mov r11d, 200
+    1:  mov edx, 20
+        mov qword ptr [rsi + 40], 20
+        mov r10d, 30000
+    2:  mov dword ptr [{RESUME:#x}], offset 3f
+        mov r12, [rbp]
+    3:  mov dword ptr [{RESUME:#x}], offset 4f
+        {middle}
+    4:  lea r9, [r9 + 1]
+        mov rdi, rsi
+        add r12, r9
+        {last}
+        jnz 2b
+        sub r11, 1
+        jnz 1b
+    """
+    with run(code, (14,), "interp") as guest:
+        wanted = guest.get(FAULTS, SEEN_SIZE)
+    assert int.from_bytes(wanted[NUMBER : NUMBER + 8], "little") >= 200 * 20
+    for way in ("eager", "chain"):
+        with run(code, (14,), lockstep=way) as guest:
+            assert guest.get(FAULTS, SEEN_SIZE) == wanted, way
+            assert regions(guest)
