@@ -78,10 +78,12 @@ def test_whoever_wrote_them(writer: str) -> None:
 
 # Ways round a loop: what wrote the flags can be done again, or its operand is another one by then, or it was memory.
 LAST = ["sub rdx, 1", "dec rdx", "lea rdx, [rdx - 1]; test rdx, rdx", "lea rdx, [rdx - 1]; cmp rdx, 0",
-        "lea r8, [r8 + 1]; sub rdx, 1", "sub qword ptr [rsi + 40], 1", "add rdx, -1", "lea rdx, [rdx - 1]; neg rdx; neg rdx",
+        "lea r8, [r8 + 1]; sub rdx, 1", "sub qword ptr [rsi + 40], 1", "add rdx, -1",
+        "lea rdx, [rdx - 1]; neg rdx; neg rdx",
         "lea r9, [r9 + 8]; cmp r9, r10; jae 7f; mov r8, [rsi + 8]; 7: sub rdx, 1"]  # fmt: skip
-MIDDLE = ["", "mov r8, [rsi + 8]", "lea rdx, [rdx + 0]; mov r8, [rsi + 16]; mov [rdi], r8", "mov r9, [rsi]; mov [rdi + 8], r9",
-          "test dl, 3; jz 5f; mov r8, [rsi + 24]; 5: mov [rdi], r8", "test dl, 3; jz 5f; lea r8, [r9 + r8]; 5: push [rbp]",
+MIDDLE = ["", "mov r8, [rsi + 8]", "lea rdx, [rdx + 0]; mov r8, [rsi + 16]; mov [rdi], r8",
+          "mov r9, [rsi]; mov [rdi + 8], r9", "test dl, 3; jz 5f; mov r8, [rsi + 24]; 5: mov [rdi], r8",
+          "test dl, 3; jz 5f; lea r8, [r9 + r8]; 5: push [rbp]",
           "test dl, 1; jnz 5f; xor r8d, edx; test dl, 2; jz 5f; add r8, 1; 5: mov r9, [rbp]"]  # fmt: skip
 
 
