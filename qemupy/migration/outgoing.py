@@ -124,7 +124,7 @@ class Migration:
             writer.tables(tables)
             writer.end()
             channel.finish()
-            progress.ended = time.monotonic_ns()  # the destination has taken over; what is left to do here is no downtime
+            progress.ended = time.monotonic_ns()  # the destination runs: tidying up here is no downtime
             progress.sent = writer.sent
 
         self._job().final = True  # from here on the destination may be running it
