@@ -52,7 +52,12 @@ INLINE void asm_mov(Asm *a, unsigned to, unsigned from) { asm_rm(a, E_W, MAP_1, 
 INLINE void asm_load(Asm *a, unsigned to, Rm from) { asm_rm(a, E_W, MAP_1, 0x8b, to, from); }
 INLINE void asm_load32(Asm *a, unsigned to, Rm from) { asm_rm(a, 0, MAP_1, 0x8b, to, from); }
 INLINE void asm_store(Asm *a, Rm to, unsigned from) { asm_rm(a, E_W, MAP_1, 0x89, from, to); }
-INLINE void asm_lea(Asm *a, unsigned to, Rm m) { asm_rm(a, E_W, MAP_1, 0x8d, to, m); }
+/* A MOV where that does it: the host may do that by renaming. */
+INLINE void asm_lea_n(Asm *a, unsigned flags, unsigned to, Rm m) {
+    if (m.base == NO_REG || m.index != NO_REG || m.disp) asm_rm(a, flags, MAP_1, 0x8d, to, m);
+    else if (to != m.base || !(flags & E_W)) asm_rm(a, flags, MAP_1, 0x8b, to, rm_reg(m.base));
+}
+INLINE void asm_lea(Asm *a, unsigned to, Rm m) { asm_lea_n(a, E_W, to, m); }
 void asm_imm(Asm *a, unsigned to, u64 v); /* mov; flags stay */
 void asm_jmp(Asm *a, u64 target);
 /* Returns the place of the rel32 to patch. */

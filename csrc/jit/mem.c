@@ -46,7 +46,7 @@ static void offset_of(Trans *t, unsigned to) {
         m.index = (u8)part(t, in->index / 8, R15);
         m.scale = in->scale;
     }
-    asm_rm(&t->a, narrow ? 0 : E_W, MAP_1, 0x8d, to, m);
+    asm_lea_n(&t->a, narrow ? 0 : E_W, to, m);
 }
 
 void emit_ea(Trans *t, unsigned to) {
@@ -176,7 +176,7 @@ void emit_address_reg(Trans *t, unsigned base, i32 disp, unsigned n, bool write)
         asm_load(a, R14, slot(t, base));
         if (disp) asm_lea(a, R14, rm_at(R14, disp));
     } else {
-        asm_rm(a, t->wide ? E_W : 0, MAP_1, 0x8d, R14, rm_at(host_reg(base), disp));
+        asm_lea_n(a, t->wide ? E_W : 0, R14, rm_at(host_reg(base), disp));
     }
     emit_check_linear(t, n, write);
 }
