@@ -11,6 +11,7 @@ from typing import Any
 from qemupy.errors import StateError
 from qemupy.hw.core import State
 from qemupy.hw.core.fields import Field
+from qemupy.memory import transaction
 from qemupy.vcpu import state as cpu_state
 from qemupy.vm import Vm
 
@@ -117,6 +118,9 @@ class Checked:
             device.fill_fields(fields)
         for vcpu, state in zip(self._vm.vcpus, self._cpus, strict=True):
             vcpu.set_state(state)
+        with transaction():
+            for device, _ in self._devices:
+                device.place()
         for device, _ in self._devices:
             device.post_load()
         for device, _ in self._devices:

@@ -53,7 +53,7 @@ class Piix4Pm(PciDevice):
         self.config[0x5F] = 0x90 if self.has_parallel else 0x10
         self.config[0x67] = (0x08 if self.serial_count > 0 else 0) | (0x90 if self.serial_count > 1 else 0)
 
-    def _place(self) -> None:
+    def _place_registers(self) -> None:
         """Show the registers where PMBA says, while PMREGMISC says so."""
         base = int.from_bytes(self.config[PMBA : PMBA + 2], "little") & 0xFFC0
         wanted = base if self.config[PMREGMISC] & 1 else None
@@ -66,11 +66,11 @@ class Piix4Pm(PciDevice):
         self._base = wanted
 
     def config_written(self, offset: int, size: int) -> None:
-        self._place()
+        self._place_registers()
 
-    def post_load(self) -> None:
-        super().post_load()
-        self._place()
+    def place(self) -> None:
+        super().place()
+        self._place_registers()
 
     def apm_command(self, value: int) -> None:
         """A write to APMC."""

@@ -136,6 +136,10 @@ class State(metaclass=StateMeta):
         for field, value in values:
             field.store(self, value)
 
+    def place(self) -> None:
+        """Show registers and memory where the fields say. Loading a machine begins with this, in one memory
+        transaction for all devices; `post_load` sees to it for a device that is loaded alone."""
+
     def post_load(self) -> None:
         """Recompute what is derived from the fields (interrupt outputs, timers, caches). Where a whole machine is
         loaded, all fields of all devices and the vCPUs are there already: a wire that is driven now arrives."""

@@ -116,8 +116,11 @@ class PciDevice(Device):
         self._power_on()
         self.post_load()
 
-    def post_load(self) -> None:
+    def place(self) -> None:
         self.update_bars()
+
+    def post_load(self) -> None:
+        self.place()
         self._drive_pin()
 
     def add_capability(self, kind: int, body: bytes, mask: bytes = b"") -> int:

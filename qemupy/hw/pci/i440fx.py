@@ -70,6 +70,6 @@ class I440FX(PciDevice):
         if (offset < PAM_END and offset + size > PAM) or offset <= SMRAM < offset + size:
             self.update_memory()
 
-    def post_load(self) -> None:
-        super().post_load()
+    def place(self) -> None:
+        super().place()
         self.update_memory()
