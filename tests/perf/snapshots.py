@@ -122,9 +122,9 @@ def dd_ms(folder: Path, size: int) -> float:
 
 
 def migration_ms(guest: Guest, program: list[str], folder: Path) -> tuple[float, float]:
-    """Downtime and total of a live migration to a second process, as `info migrate` tells."""
+    """Downtime and total of a live migration to a second process, as `info migrate` tells; the guest goes on here."""
     target_folder = folder / "target"
-    target_folder.mkdir()
+    target_folder.mkdir(exist_ok=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", target_folder / "disk.qcow2", "1G"], check=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -132,6 +132,8 @@ def migration_ms(guest: Guest, program: list[str], folder: Path) -> tuple[float,
         guest.monitor.run("migrate_set_parameter max-bandwidth 10G")
         guest.monitor.run(f"migrate tcp:127.0.0.1:{port}")
         info = guest.monitor.run("info migrate")
+    guest.monitor.run("cont")
+    guest.idle(0.3)
     numbers = {key: int(n) for key, n in re.findall(r"^(downtime|total time): (\d+) ms$", info, re.M)}
     return numbers["downtime"], numbers["total time"]
 
@@ -194,9 +196,9 @@ def measure(program: list[str], rounds: int) -> dict[str, str]:
             results["loadvm again ms"] = f"{statistics.median(repeated):.2f} ({min(repeated):.2f}-{max(repeated):.2f})"
             results["loadvm again, work"] = work(guest, "loadvm")
             guest.monitor.run("delvm other")
-            downtime, total = migration_ms(guest, program, folder)
-            results["migration downtime ms"] = f"{downtime:.0f}"
-            results["migration total ms"] = f"{total:.0f}"
+            downtimes, totals = zip(*(migration_ms(guest, program, folder) for _ in range(rounds)), strict=True)
+            results["migration downtime ms"] = spread(list(downtimes))
+            results["migration total ms"] = spread(list(totals))
             guest.monitor.send("quit")
             guest.wait(20)
         fresh = [until_running_ms(program, folder) for _ in range(rounds)]
