@@ -8,7 +8,7 @@ void (*cpu_flush_hook)(Cpu *c);
 
 __attribute__((constructor)) static void tlb_never_init(void) {
     for (u64 set = 0; set < TLB_SIZE; set++)
-        tlb_never[set].rtag = tlb_never[set].wtag = (set ^ TLB_SIZE / 2) << PAGE_BITS;
+        tlb_never[set].rtag = tlb_never[set].wtag = -((set ^ TLB_SIZE / 2) << PAGE_BITS);
 }
 
 static bool is_flat(const Segment *s) { return s->base == 0 && s->limit == 0xffffffff; }

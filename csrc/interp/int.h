@@ -102,7 +102,7 @@ INLINE void *rmw_G(Cpu *c, Rmw *m, const Insn *in, unsigned n) { return rmw_begi
     static void name(Cpu *c, const Insn *in) {                                                                         \
         u64 lin = lin_##form(c, in);                                                                                   \
         const TlbEntry *e = tlb_slot(c->tlb, lin);                                                                     \
-        if (unlikely(lin - e->rtag > PAGE_SIZE - bits / 8)) {                                                          \
+        if (unlikely(lin + e->rtag > PAGE_SIZE - bits / 8)) {                                                          \
             name##_miss(c, in);                                                                                        \
             return;                                                                                                    \
         }                                                                                                              \
@@ -122,7 +122,7 @@ INLINE void *rmw_G(Cpu *c, Rmw *m, const Insn *in, unsigned n) { return rmw_begi
     static void name(Cpu *c, const Insn *in) {                                                                         \
         u64 lin = lin_##form(c, in);                                                                                   \
         const TlbEntry *e = tlb_slot(c->tlb, lin);                                                                     \
-        if (unlikely(lin - e->wtag > PAGE_SIZE - bits / 8)) {                                                          \
+        if (unlikely(lin + e->wtag > PAGE_SIZE - bits / 8)) {                                                          \
             name##_miss(c, in);                                                                                        \
             return;                                                                                                    \
         }                                                                                                              \
@@ -151,7 +151,7 @@ INLINE void *rmw_G(Cpu *c, Rmw *m, const Insn *in, unsigned n) { return rmw_begi
     static void name(Cpu *c, const Insn *in) {                                                                         \
         u64 lin = lin_##form(c, in);                                                                                   \
         const TlbEntry *e = tlb_slot(c->tlb, lin);                                                                     \
-        if (unlikely(lin - e->wtag > PAGE_SIZE - bits / 8)) {                                                          \
+        if (unlikely(lin + e->wtag > PAGE_SIZE - bits / 8)) {                                                          \
             name##_miss(c, in);                                                                                        \
             return;                                                                                                    \
         }                                                                                                              \

@@ -75,29 +75,28 @@ static u8 *check_short(Trans *t, unsigned host, unsigned n, unsigned tag) {
     asm_vex(a, 3, MAP_0F3A, 1, 0xf0, R15, 0, rm_reg(host)), put1(a, 7); /* rorx r15, host, 7 */
     asm_rm(a, 0, MAP_1, 0x81, 4, rm_reg(R15)), put4(a, (TLB_SIZE - 1) << 5);
     if (host != R14) asm_mov(a, R14, host);
-    asm_rm(a, E_W, MAP_1, 0x2b, R14, tlb_field(t, tag, 0));
+    asm_rm(a, E_W, MAP_1, 0x03, R14, tlb_field(t, tag, 0));
     asm_rm(a, E_W, MAP_1, 0x81, 7, rm_reg(R14)), put4(a, PAGE_SIZE - n);
     u8 *slow = asm_jcc(a, 7, asm_here(a));
-    if (host == R14) asm_rm(a, E_W, MAP_1, 0x03, host, tlb_field(t, tag, 0));
+    if (host == R14) asm_rm(a, E_W, MAP_1, 0x2b, host, tlb_field(t, tag, 0));
     asm_rm(a, E_W, MAP_1, 0x03, host, tlb_field(t, DELTA, 0));
     return slow;
 }
 
-void emit_not_tag(Trans *t, unsigned to, unsigned address, unsigned tag) {
+void emit_tag(Trans *t, unsigned to, unsigned address, unsigned tag) {
     Asm *a = &t->a;
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, R15, address, rm_abs(&t->c->jit_mask[MASK_TLB])); /* pext */
     Rm times4 = {.reg = NO_REG, .base = NO_REG, .index = R15, .scale = 2};
     asm_lea(a, R15, times4);
     asm_load(a, to, tlb_field(t, tag, 3));
-    asm_rm(a, E_W, MAP_1, 0xf7, 2, rm_reg(to)); /* not */
 }
 
 /* The same without touching RFLAGS: PEXT, LEA and NOT compute, JRCXZ decides; rcx waits at home. */
 static u8 *check_keeping(Trans *t, unsigned host, Rm home, unsigned n, unsigned tag) {
     Asm *a = &t->a;
     asm_store(a, home, RCX);
-    emit_not_tag(t, RCX, host, tag);
-    asm_lea(a, RCX, rm_sib(RCX, host, 0, (i32)n)); /* address - tag + n - 1 */
+    emit_tag(t, RCX, host, tag);
+    asm_lea(a, RCX, rm_sib(RCX, host, 0, (i32)n - 1)); /* address + tag + n - 1 */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, RCX, RCX, rm_abs(&t->c->jit_mask[MASK_PAGE]));
     u8 *over = asm_jrcxz(a);
     asm_load(a, RCX, home);
@@ -131,15 +130,17 @@ static bool check_constant(Trans *t, unsigned n, bool write) {
     if (!is_constant(in) || in->seg == SEG_FS || in->seg == SEG_GS || keep_flags(t)) return false;
     if ((v & ~PAGE_MASK) + n > PAGE_SIZE || (!t->wide && v > (u32)v)) return false;
     const TlbEntry *e = &t->tlb[v >> PAGE_BITS & (TLB_SIZE - 1)];
-    bool near = (i64)v == (i32)v;
+    bool near = (i64)v == (i32)v && (i64)-page == (i32)-page;
     held_drop_host(t, R14);
+    held_drop_host(t, R15);
     if (near) {
-        asm_rm(a, E_W, MAP_1, 0x81, 7, rm_abs(write ? &e->wtag : &e->rtag)), put4(a, page);
+        asm_rm(a, E_W, MAP_1, 0x81, 7, rm_abs(write ? &e->wtag : &e->rtag)), put4(a, -page);
         cold_helper(t, asm_jcc(a, 5, asm_here(a)));
         asm_load(a, R14, rm_abs(&e->delta));
     } else {
         asm_imm(a, R14, page);
-        asm_rm(a, E_W, MAP_1, 0x3b, R14, rm_abs(write ? &e->wtag : &e->rtag));
+        asm_mov(a, R15, R14);
+        asm_rm(a, E_W, MAP_1, 0x03, R15, rm_abs(write ? &e->wtag : &e->rtag));
         cold_helper(t, asm_jcc(a, 5, asm_here(a)));
         asm_rm(a, E_W, MAP_1, 0x03, R14, rm_abs(&e->delta));
     }

@@ -64,9 +64,9 @@ static bool emit_lods(Trans *t, unsigned n) {
 static void check_run(Trans *t, unsigned to, unsigned pointer, unsigned n, unsigned tag) {
     static const u8 scale_of[] = {[1] = 0, [2] = 1, [4] = 2, [8] = 3};
     Asm *a = &t->a;
-    emit_not_tag(t, to, pointer, tag);
-    asm_lea(a, to, rm_sib(to, pointer, 0, 0));
-    asm_lea(a, to, rm_sib(to, RCX, scale_of[n], 0)); /* of the last byte: address - tag */
+    emit_tag(t, to, pointer, tag);
+    asm_lea(a, to, rm_sib(to, pointer, 0, -1));
+    asm_lea(a, to, rm_sib(to, RCX, scale_of[n], 0)); /* of the last byte: address + tag */
     asm_vex(a, 2, MAP_0F38, 1, 0xf5, to, to, rm_abs(&t->c->jit_mask[MASK_PAGE]));
 }
 

@@ -193,8 +193,8 @@ void emit_check_linear(Trans *t, unsigned n, bool write); /* the same for the li
 u8 *emit_check(Trans *t, unsigned host, Rm home, unsigned n, bool write);
 /* The TLB entry's field at offset r15 << scale. */
 Rm tlb_field(const Trans *t, unsigned offset, unsigned scale);
-/* to = ~tag of the entry for this address, r15 << 3 leads to it: RFLAGS stay. */
-void emit_not_tag(Trans *t, unsigned to, unsigned address, unsigned tag);
+/* to = the tag of the entry for this address, r15 << 3 leads to it: RFLAGS stay. */
+void emit_tag(Trans *t, unsigned to, unsigned address, unsigned tag);
 bool address_supported(const Trans *t);
 void emit_ea(Trans *t, unsigned to); /* the linear address only; may clobber r15 */
 

@@ -31,11 +31,11 @@ INLINE TlbEntry *tlb_slot(TlbEntry *tlb, u64 lin) { return &tlb[lin >> PAGE_BITS
 /* Host address of n <= 4096 readable / writable bytes at lin, or NULL if the slow path must look. */
 INLINE void *tlb_hit_r(TlbEntry *tlb, u64 lin, unsigned n) {
     TlbEntry *e = tlb_slot(tlb, lin);
-    return likely(lin - e->rtag <= PAGE_SIZE - n) ? (void *)(lin + e->delta) : NULL;
+    return likely(lin + e->rtag <= PAGE_SIZE - n) ? (void *)(lin + e->delta) : NULL;
 }
 INLINE void *tlb_hit_w(TlbEntry *tlb, u64 lin, unsigned n) {
     TlbEntry *e = tlb_slot(tlb, lin);
-    return likely(lin - e->wtag <= PAGE_SIZE - n) ? (void *)(lin + e->delta) : NULL;
+    return likely(lin + e->wtag <= PAGE_SIZE - n) ? (void *)(lin + e->delta) : NULL;
 }
 
 /* Slow paths (mmu/access.c), n = 1..8. mmu: MMU_*; seg only decides #SS against #GP for non-canonical addresses. */

@@ -10,7 +10,7 @@
 /* The tag no address of this entry's set can match. */
 INLINE u64 tag_none(const Cpu *c, const TlbEntry *e) {
     u64 set = (u64)(e - &c->tlbs[0][0]) & (TLB_SIZE - 1);
-    return (set ^ TLB_SIZE / 2) << PAGE_BITS;
+    return -((set ^ TLB_SIZE / 2) << PAGE_BITS);
 }
 
 static TlbEntry *entry_at(Cpu *c, unsigned i) { return &c->tlbs[i / TLB_SIZE][i % TLB_SIZE]; }
@@ -81,8 +81,8 @@ void tlb_fill(Cpu *c, u64 lin, u64 val, unsigned mmu, const MemRange *r) {
         listed = TLBM_LISTED;
     }
     bool watched = c->dbg_data && dr_in_page(c, lin, false);
-    e->rtag = watched ? tag_none(c, e) : page;
-    e->wtag = !watched && store_direct(c, val, mmu, r, ram_off) ? page : tag_none(c, e);
+    e->rtag = watched ? tag_none(c, e) : -page;
+    e->wtag = !watched && store_direct(c, val, mmu, r, ram_off) ? -page : tag_none(c, e);
     e->delta = (i64)((u64)machine_ram_host(c->machine, ram_off) - page);
     e->meta = (val & PAGE_MASK) | listed | (val & L2_G ? TLBM_GLOBAL : 0);
     c->n_tlb_fill++;
@@ -193,7 +193,7 @@ static void drop_page(Cpu *c, u64 lin) {
     u64 page = lin & PAGE_MASK;
     for (unsigned m = 0; m < MMU_MODES; m++) {
         TlbEntry *e = tlb_slot(c->tlbs[m], lin);
-        if (e->rtag == page || e->wtag == page) entry_clear(c, e);
+        if (e->rtag == -page || e->wtag == -page) entry_clear(c, e);
     }
     l2_drop(c, lin, cpu_pcid(c));
     l2_drop(c, lin, 0);
@@ -224,7 +224,7 @@ void tlb_protect_ram_page(Cpu *c, u64 ram_off) {
     u64 host = (u64)machine_ram_host(c->machine, ram_off & PAGE_MASK);
     for (unsigned i = 0; i < MMU_MODES * TLB_SIZE; i++) {
         TlbEntry *e = entry_at(c, i);
-        if (e->wtag + (u64)e->delta != host) continue;
+        if ((u64)e->delta - e->wtag != host) continue;
         __atomic_store_n(&e->wtag, tag_none(c, e), __ATOMIC_RELEASE);
         c->map_changes++; /* translated code may rely on having seen the tag: it leaves */
     }
