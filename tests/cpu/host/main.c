@@ -98,11 +98,6 @@ static void report(const Form *f, const Code *code, const char *what, const Stat
     show_difference(in, host, guest);
 }
 
-/* After a fault in translated code, flags that nobody would have read need not be there. */
-static void ignore_dead_flags(const State *host, State *guest) {
-    if (guest_translates && guest->trap != NO_TRAP) guest->flags = (guest->flags & ~(u64)FL_CC) | (host->flags & FL_CC);
-}
-
 static void run_form(const Form *f, Result *r) {
     static State in, host, guest;
     for (unsigned v = 0; v < n_variants; v++) {
@@ -117,7 +112,6 @@ static void run_form(const Form *f, Result *r) {
         r->runs++;
         r->native |= native;
         r->trapped += host.trap != NO_TRAP;
-        ignore_dead_flags(&host, &guest);
         const char *what = compare(f, &host, &guest);
         if (!what) {
             r->undefined_differ += ((host.flags ^ guest.flags) & FL_CC) != 0;
@@ -135,7 +129,6 @@ static bool run_sequence(void) {
     unsigned n = sequence_make(&code, &in);
     guest_run_sequence(&code, n, &in, &guest);
     host_run(&code, &in, &host);
-    ignore_dead_flags(&host, &guest);
     const char *what = compare(&any, &host, &guest);
     if (what) report(&any, &code, what, &in, &host, &guest);
     return !what;
