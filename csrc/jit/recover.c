@@ -370,7 +370,8 @@ void flags_recoveries(Trans *t) {
     JitCode *k = t->code;
     for (unsigned i = 0; i < t->n_recovering; i++)
         asm_patch(&t->a, t->recovering[i].site, flags_recovery(t, t->recovering[i].insn));
-    for (unsigned i = 0; i < t->n_cold; i++) flags_recovery(t, t->guest[t->cold[i].insn].recover);
+    for (unsigned i = 0; i < t->n_cold; i++)
+        if (cold_recovers(&t->cold[i])) flags_recovery(t, t->guest[t->cold[i].insn].recover);
     for (JitPoint *p = k->points; p < k->points + k->n_points; p++) {
         const Guest *g = &t->guest[p->insn];
         if (g->recover == RIGHT || !may_leave(g)) continue;

@@ -18,6 +18,8 @@ typedef struct Cold {
     const Insn *x87; /* Trans.x87 at that point */
     u64 x87_next;
 } Cold;
+/* Not plain exits: these lie where RFLAGS are right. */
+INLINE bool cold_recovers(const Cold *k) { return !k->exit || k->how; }
 
 /* How the flags of the guest come back where RFLAGS may have been clobbered, see recover.c. */
 enum { RIGHT, SAVED, REDONE /* + instruction */, JOINED = 128 /* + label */ };
