@@ -68,8 +68,8 @@ typedef struct DescTable {
 } DescTable;
 
 /* One software-TLB entry: an access of n bytes at lin hits when lin + tag <= 4096 - n (unsigned), and then lies at host
- * address lin + delta: a tag is minus the page's address. An unfilled one means a page of the set farthest away, which no access that begins in this set can
- * match, however its end is rounded. */
+ * address lin + delta: a tag is minus the page's address. An unfilled one means a page of the set farthest away, which
+ * no access that begins in this set can match, however its end is rounded. */
 typedef struct TlbEntry {
     u64 rtag, wtag;
     i64 delta;

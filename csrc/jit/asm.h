@@ -39,6 +39,8 @@ INLINE Rm rm_sib(unsigned base, unsigned index, unsigned scale, i32 disp) {
 }
 
 enum { E_W = 1, E_66 = 2, E_F2 = 4, E_F3 = 8, E_LOCK = 16, E_BYTE_REG = 32, E_BYTE_RM = 64 };
+/* Of an operand of n bytes; bytes are told by the opcode and E_BYTE_*. */
+INLINE unsigned asm_size(unsigned n) { return n == 8 ? E_W : n == 2 ? E_66 : 0; }
 enum { MAP_1, MAP_0F, MAP_0F38, MAP_0F3A };
 
 /* One instruction with ModRM; immediates follow by put. */

@@ -114,6 +114,8 @@ static u16 changed_registers(const Guest *g) {
 /* From the middle of this translation. */
 static bool may_leave(const Guest *g) { return g->target != NO_INSN || !g->stays; }
 
+static bool has_memory(const Guest *g) { return g->bytes_used || g->implied; }
+
 /* Does control come to what follows, with flags known? */
 static bool goes_on(const Guest *g) {
     return !(g->in->flags & INF_END) || (direct_branch(g->in) && g->in->op != ZYDIS_MNEMONIC_JMP);
@@ -121,9 +123,9 @@ static bool goes_on(const Guest *g) {
 
 /* Does control stay here until all flags are written, behind instruction i? */
 static bool unseen(const Trans *t, unsigned i) {
-    for (i++; i < t->n && !t->guest[i].label && !may_leave(&t->guest[i]) && goes_on(&t->guest[i]); i++)
+    for (i++; i < t->n && !t->guest[i].label && !may_leave(&t->guest[i]); i++)
         if (flags_killed(&t->guest[i]) == FL_CC) return true;
-    return i < t->n && !t->guest[i].label && flags_killed(&t->guest[i]) == FL_CC && t->guest[i].stays;
+    return false;
 }
 
 /* What some instruction leaves of the flags before it matters only if somebody may look. */
@@ -140,7 +142,7 @@ static Span span_from(const Trans *t, unsigned first) {
     for (unsigned i = first;; i++) {
         const Guest *g = &t->guest[i];
         if (may_leave(g) || (i == first && g->label)) s.last = (u8)i, s.changed = changed;
-        s.checks = (u8)(s.checks + (!g->live && (g->bytes_used || g->implied)));
+        s.checks = (u8)(s.checks + (!g->live && has_memory(g)));
         changed |= changed_registers(g);
         s.end = (u8)i;
         if (writes_flags(g) || !goes_on(g) || i + 1 == t->n) return s;
@@ -223,7 +225,7 @@ static void mark(Trans *t, const Span *s) {
     bool save = how == RIGHT && s->checks >= SAVE_FROM;
     for (unsigned i = s->first; s->last != NO_INSN && i <= s->last; i++) {
         Guest *g = &t->guest[i];
-        if (save && !g->live && (g->bytes_used || g->implied)) {
+        if (save && !g->live && has_memory(g)) {
             g->save = true;
             save = false;
             how = SAVED;
@@ -296,42 +298,47 @@ void flags_recover(Trans *t) {
     t->recovering[t->n_recovering++] = (Fix){t->a.p - 4, t->g->recover};
 }
 
-static void operate(Trans *t, const Redo *r, u8 opcode, unsigned ext) {
-    Asm *a = &t->a;
-    unsigned f = r->size == 8 ? E_W : r->size == 2 ? E_66 : r->size == 1 ? E_BYTE_REG | E_BYTE_RM : 0;
-    if (r->from == NO_REG) {
-        asm_rm(a, f & ~(unsigned)E_BYTE_REG, MAP_1, r->size == 1 ? 0x80 : 0x81, ext, rm_reg(R15));
-        put_n(a, (u32)r->imm, r->size < 4 ? r->size : 4);
+/* With r15, in the size of the operands: the opcode's form for bytes is the one before it. */
+static void with_r15(Trans *t, const Redo *r, u8 opcode, unsigned reg, Rm rm) {
+    unsigned bytes = r->size == 1 ? E_BYTE_RM | (reg == R15 ? E_BYTE_REG : 0) : 0;
+    asm_rm(&t->a, asm_size(r->size) | bytes, MAP_1, r->size == 1 ? opcode - 1 : opcode, reg, rm);
+}
+static void put_imm(Trans *t, const Redo *r) { put_n(&t->a, (u32)r->imm, r->size < 4 ? r->size : 4); }
+
+static Rm place_of(const Trans *t, unsigned n) { return host_reg(n) == NO_REG ? slot(t, n) : rm_reg(host_reg(n)); }
+
+/* One of the eight operations 0 (ADD) to 7 (CMP) on r15 and the second operand. */
+static void operate(Trans *t, const Redo *r, unsigned op) {
+    if (r->from != NO_REG) {
+        with_r15(t, r, (u8)(op << 3 | 3), R15, place_of(t, r->from));
     } else {
-        Rm from = host_reg(r->from) == NO_REG ? slot(t, r->from) : rm_reg(host_reg(r->from));
-        asm_rm(a, f, MAP_1, r->size == 1 ? opcode - 1 : opcode, R15, from);
+        with_r15(t, r, 0x81, op, rm_reg(R15));
+        put_imm(t, r);
     }
 }
-static void add(Trans *t, const Redo *r) { operate(t, r, 0x03, 0); }
-static void sub(Trans *t, const Redo *r) { operate(t, r, 0x2b, 5); }
-static void cmp(Trans *t, const Redo *r) { operate(t, r, 0x3b, 7); }
+static void add(Trans *t, const Redo *r) { operate(t, r, 0); }
+static void sub(Trans *t, const Redo *r) { operate(t, r, 5); }
+static void cmp(Trans *t, const Redo *r) { operate(t, r, 7); }
+static void neg(Trans *t, const Redo *r) { with_r15(t, r, 0xf7, 3, rm_reg(R15)); }
 
-/* TEST and NEG, which are group 3 with an immediate or alone. */
-static void group3(Trans *t, const Redo *r, unsigned ext) {
-    unsigned f = r->size == 8 ? E_W : r->size == 2 ? E_66 : r->size == 1 ? E_BYTE_RM : 0;
-    asm_rm(&t->a, f, MAP_1, r->size == 1 ? 0xf6 : 0xf7, ext, rm_reg(R15));
-    if (!ext) put_n(&t->a, (u32)r->imm, r->size < 4 ? r->size : 4);
+static void test(Trans *t, const Redo *r) {
+    if (r->from != NO_REG) {
+        with_r15(t, r, 0x85, R15, place_of(t, r->from));
+    } else {
+        with_r15(t, r, 0xf7, 0, rm_reg(R15));
+        put_imm(t, r);
+    }
 }
 
 static void redo(Trans *t, const Redo *r) {
-    Redo self = *r;
-    self.from = r->to;
     get_reg(t, R15, r->to);
     switch (r->how) {
     case REDO_CMP: cmp(t, r); break;
+    case REDO_TEST: test(t, r); break;
     case REDO_ADD: sub(t, r), add(t, r); break;
     case REDO_SUB: add(t, r), sub(t, r); break;
-    case REDO_NEG: group3(t, r, 3), group3(t, r, 3); break;
-    case REDO_TEST:
-        if (r->from == NO_REG) group3(t, r, 0);
-        else operate(t, r, 0x85, 0);
-        break;
-    default: operate(t, &self, 0x85, 0); break;
+    case REDO_NEG: neg(t, r), neg(t, r); break;
+    default: with_r15(t, r, 0x85, R15, place_of(t, r->to)); break; /* of a logical operation's result */
     }
     put1(&t->a, 0xc3);
 }

@@ -2,7 +2,6 @@
  * handler's: a TLB miss, longer runs, DF=1 with REP. RFLAGS stay. */
 #include "jit/trans.h"
 
-static unsigned size_flags(unsigned n) { return n == 8 ? E_W : n == 2 ? E_66 : 0; }
 static u8 opcode_of(u8 word_form, unsigned n) { return n == 1 ? word_form - 1 : word_form; }
 
 static void load_n(Trans *t, unsigned to, Rm from, unsigned n) {
@@ -11,7 +10,7 @@ static void load_n(Trans *t, unsigned to, Rm from, unsigned n) {
     else asm_rm(&t->a, n == 8 ? E_W : 0, MAP_1, 0x8b, to, from);
 }
 static void store_n(Trans *t, Rm to, unsigned from, unsigned n) {
-    asm_rm(&t->a, size_flags(n) | (n == 1 ? E_BYTE_REG : 0), MAP_1, opcode_of(0x89, n), from, to);
+    asm_rm(&t->a, asm_size(n) | (n == 1 ? E_BYTE_REG : 0), MAP_1, opcode_of(0x89, n), from, to);
 }
 
 static void add_to(Trans *t, unsigned r, Rm m) { asm_rm(&t->a, t->wide ? E_W : 0, MAP_1, 0x8d, r, m); }
@@ -54,7 +53,7 @@ static bool emit_stos(Trans *t, unsigned n) {
 
 static bool emit_lods(Trans *t, unsigned n) {
     emit_address_reg(t, R_RSI, 0, n, false);
-    asm_rm(&t->a, size_flags(n) | (n == 1 ? E_BYTE_REG : 0), MAP_1, opcode_of(0x8b, n), RAX, t->mem);
+    asm_rm(&t->a, asm_size(n) | (n == 1 ? E_BYTE_REG : 0), MAP_1, opcode_of(0x8b, n), RAX, t->mem);
     advance(t, n, true, false);
     return true;
 }

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -350,6 +351,6 @@ def slowest_answer(process: Process) -> float:
 
 
 def test_monitors_answer_while_a_snapshot_is_saved(process: Process) -> None:
-    """Whatever else the host does: what keeps a monitor from answering does so each time."""
-    assert min(slowest_answer(process) for _ in range(5)) < 0.05 * SCALE
+    """The median of five: the host may have been busy elsewhere once or twice."""
+    assert median(slowest_answer(process) for _ in range(5)) < 0.05 * SCALE
     process.wait_passes()
