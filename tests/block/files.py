@@ -52,6 +52,9 @@ class LocalFile:
     def flush(self) -> None:
         os.fdatasync(self.fd)
 
+    def begin_writeback(self) -> None:
+        pass
+
     def discard(self, offset: int, length: int) -> None:
         self.write(offset, b"\xdd" * length)  # the content does not matter: let it not matter
 
@@ -116,6 +119,9 @@ class MemoryFile:
         for offset, data in self.unflushed:
             _put(self.stable, offset, data)
         self.unflushed.clear()
+
+    def begin_writeback(self) -> None:
+        pass
 
     def discard(self, offset: int, length: int) -> None:
         self.write(offset, b"\xdd" * length)

@@ -28,7 +28,7 @@ def counting_guest(folder: Path, name: str = "counting") -> Path:
 class Monitor:
     """A human monitor on a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = 60 * SCALE) -> None:
         deadline = time.monotonic() + 20 * SCALE
         while True:
             self._socket = socket.socket(socket.AF_UNIX)
@@ -40,7 +40,7 @@ class Monitor:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-        self._socket.settimeout(60 * SCALE)
+        self._socket.settimeout(patience)
         self.until_prompt()
 
     def until_prompt(self) -> str:
@@ -67,6 +67,7 @@ class Process:
     """A qemupy with two monitors (`mon`, `other`) and the debug console of the counting guest in a file."""
 
     count = 0
+    patience = 30 * SCALE  # seconds until a machine that does not get on has failed
 
     def __init__(self, folder: Path, *arguments: str | Path) -> None:
         Process.count += 1
@@ -94,7 +95,7 @@ class Process:
 
     def _monitor(self, n: int) -> Monitor:
         if n not in self._monitors:
-            self._monitors[n] = Monitor(self._paths[n])
+            self._monitors[n] = Monitor(self._paths[n], 2 * self.patience)
         return self._monitors[n]
 
     @property
@@ -118,11 +119,11 @@ class Process:
     def wait_passes(self, more: int = 3) -> None:
         """Until the guest has made so many further good passes."""
         goal = self.passes() + more
-        deadline = time.monotonic() + 30 * SCALE
+        deadline = time.monotonic() + self.patience
         while self.passes() < goal:
             assert self.process.poll() is None, self.stderr
             assert time.monotonic() < deadline, f"{self.passes()} passes, {goal} wanted; {self.stderr}"
             time.sleep(0.01)
 
     def wait(self) -> int:
-        return self.process.wait(30 * SCALE)
+        return self.process.wait(self.patience)

@@ -138,7 +138,6 @@ class FileNode(Node):
             os.fdatasync(self._fd)
 
     def begin_writeback(self) -> None:
-        """Let the host begin with what was written, so that `flush` has less to wait for."""
         if self._direct is None and not self.flags.no_flush:
             begin_writeback(self._fd)
 

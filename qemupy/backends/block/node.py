@@ -93,6 +93,9 @@ class Node:
     def flush(self) -> None:
         """What was written before is on stable storage."""
 
+    def begin_writeback(self) -> None:
+        """Let the host begin with what was written, so that `flush` has less to wait for; a hint."""
+
     def writev_durable(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Forced unit access: on stable storage when this returns."""
         self.writev(offset, buffers)

@@ -103,6 +103,9 @@ class RawNode(Node):
     def flush(self) -> None:
         self.file.flush()
 
+    def begin_writeback(self) -> None:
+        self.file.begin_writeback()
+
     def discard(self, offset: int, length: int) -> None:
         self.file.discard(self._offset + offset, length)
 

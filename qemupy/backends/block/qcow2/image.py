@@ -89,10 +89,8 @@ class Qcow2Image(Qcow2Disk):
         self.write(self._vm_offset(self.length) + offset, data)
 
     def vmstate_push(self) -> None:
-        """What was written so far is to go to the disk, where the file below can do that without waiting."""
-        begin: Callable[[], None] | None = getattr(self.file, "begin_writeback", None)
-        if begin is not None:
-            begin()
+        """What was written so far is to go to the disk, without waiting for it."""
+        self.file.begin_writeback()
 
     def vmstate_share(self, snapshot: str | SnapshotInfo, source: int, offset: int, length: int) -> None:
         """Let a part of the state area be what a snapshot's state holds at `source`, without copying: the two share
