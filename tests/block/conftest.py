@@ -38,8 +38,9 @@ class Host:
         """Run (method, args...) requests to their end; the errors in order of the calls."""
         errors: dict[int, int] = {}
         for n, call in enumerate(calls):
-            call[0](*call[1:], lambda e, n=n: errors.__setitem__(n, e))
-            assert n not in errors, "completed inside the call"
+            with self.loop.bql:  # a worker that is done needs it too
+                call[0](*call[1:], lambda e, n=n: errors.__setitem__(n, e))
+                assert n not in errors, "completed inside the call"
         assert self.loop.run_until(lambda: len(errors) == len(calls))
         return [errors[n] for n in range(len(calls))]
 
