@@ -23,7 +23,7 @@ from tests.migration import busy
 from tests.migration.process import SCALE, Process, counting_guest
 
 MIB = 1 << 20
-SIZE, RAM = 64 * MIB, 16 * MIB  # the file cannot grow
+SIZE, RAM = 96 * MIB, 16 * MIB  # the file cannot grow: up to four versions of 16 MiB of disk, and 13 MiB of memory
 POOL = ("first", "second")
 
 
