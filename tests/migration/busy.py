@@ -16,7 +16,7 @@ UNDER_WAY = 32  # writes that may have been done since the last report at most
 REPORT = 5  # bytes: a dot and four digits
 
 
-def machine(folder: Path, floppy: Path, disk: Path, *more: str) -> Process:
+def machine(folder: Path, floppy: Path, disk: Path | str, *more: str) -> Process:
     boot = f"file={floppy},format=raw,if=floppy,readonly=on"
     return Process(folder, "-drive", boot, "-boot", "a", "-drive", f"file={disk},format=qcow2", *more)
 

@@ -47,12 +47,6 @@ def look_into(data: bytes | bytearray) -> tuple[bytes, dict[str, tuple[str, str]
     return active, found
 
 
-class HeldProcess(Process):
-    """A machine whose disk makes it wait while a cut is looked at, each for seconds where the cores are shared."""
-
-    patience = 10 * Process.patience
-
-
 class Cuts:
     """A machine and its disk. `left` moments are looked at in the server's thread."""
 
@@ -63,7 +57,7 @@ class Cuts:
         self.image = busy.create(folder / "disk.qcow2", "-o", "cluster_size=16k")
         self.file = MemoryFile(self.image.read_bytes().ljust(SIZE, b"\0"))
         self.file.LIMIT = SIZE
-        self.process: HeldProcess | None = None
+        self.process: Process | None = None
         self.known: dict[str, tuple[str, str]] = {}
         self.changing: str | None = None  # the tag of the command that runs
         self.reports_count = True  # what the guest reported is about the disk as it is now
@@ -85,10 +79,11 @@ class Cuts:
                 raise server.error
         assert self.loads
 
-    def _machine(self) -> HeldProcess:
-        boot = f"file={self.floppy},format=raw,if=floppy,readonly=on"
-        drive = f"file=nbd:unix:{self.folder}/nbd,format=qcow2"
-        return HeldProcess(self.folder, "-drive", boot, "-boot", "a", "-drive", drive)
+    def _machine(self) -> Process:
+        """Its disk makes it wait while a cut is looked at, each for seconds where the cores are shared."""
+        process = busy.machine(self.folder, self.floppy, f"nbd:unix:{self.folder}/nbd")
+        process.patience *= 10
+        return process
 
     def _step(self, process: Process) -> None:
         kind, tag = self.rng.random(), self.rng.choice(POOL)
