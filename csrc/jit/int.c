@@ -293,7 +293,7 @@ static bool emit_xchg_acc(Trans *t) {
     const Guest *g = t->g;
     unsigned n = (g->in->opcode & 7) | (unsigned)g->zi.raw.rex.B << 3, r = host_reg(n);
     if (g->in->op != ZYDIS_MNEMONIC_XCHG) return g->in->op == ZYDIS_MNEMONIC_PAUSE;
-    unsigned flags = g->in->osz == 8 ? E_W : g->in->osz == 2 ? E_66 : 0;
+    unsigned flags = asm_size(g->in->osz);
     unsigned host = r == NO_REG ? held_get(t, n, true, NO_REG) : r;
     asm_rm(&t->a, flags, MAP_1, 0x87, RAX, rm_reg(host));
     if (r == NO_REG) held_wrote(t, host);
@@ -340,7 +340,7 @@ static bool emit_moffs(Trans *t) {
     t->g->in = &flat;
     emit_address(t, byte ? 1 : in->osz, store);
     t->g->in = in;
-    unsigned flags = byte ? E_BYTE_REG : in->osz == 8 ? E_W : in->osz == 2 ? E_66 : 0;
+    unsigned flags = byte ? E_BYTE_REG : asm_size(in->osz);
     asm_rm(&t->a, flags, MAP_1, (u8)((store ? 0x88 : 0x8a) | !byte), RAX, t->mem);
     return true;
 }
