@@ -19,7 +19,6 @@ enum {
     INF_LOCK = 1 << 3, INF_REP = 1 << 4, INF_REPNE = 1 << 5,
     INF_REX = 1 << 6,
     INF_HASREG = 1 << 7, /* there is a reg operand */
-    INF_CROSS = 1 << 8,  /* the bytes cross a page */
     INF_END = 1 << 9,    /* ends a block (branch, mode change, shadow, ...) */
     INF_VEX = 1 << 10, INF_VEX256 = 1 << 11, INF_O16 = 1 << 12, /* 66 prefix present */
     INF_PLAIN = 1 << 13 /* ends a block but only by changing rip: no halt, no mode change */

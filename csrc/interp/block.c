@@ -310,7 +310,6 @@ static unsigned decode_crossing(Cpu *c, Source *s, Insn *out, unsigned *size) {
     if (!source_cross(c, s)) return 0;
     int len = block_decode(c, s->rip, s->buf, 15, out);
     if ((u64)len > limit_room(c, s->rip)) exc_gp0(c);
-    out->flags |= INF_CROSS | INF_END;
     *size = (unsigned)len;
     return 1;
 }

@@ -59,11 +59,7 @@ static bool remember(Cpu *c, JitExit *x, const Block *b) {
 void jit_link(Cpu *c, JitExit *x, Block *b) {
     Jit *j = c->jit;
     if (x->to || x->rip != b->rip) return;
-    if (!x->site) {
-        if (!remember(c, x, b)) return;
-    } else if (b->ram_off2 != ~0ull) {
-        return; /* its second page must be looked at every time */
-    }
+    if ((!x->site || b->ram_off2 != ~0ull) && !remember(c, x, b)) return;
     x->to = b->code;
     x->next_in = b->code->in;
     b->code->in = x;
