@@ -116,6 +116,7 @@ class Vm:
         up.pio_read_string, up.pio_write_string = self.ports.read_string, self.ports.write_string
         up.mmio_read, up.mmio_write = self.memory.read, self.memory.write
         up.failed = self.fail
+        up.callers = self.drive_workers.callers
 
     # What boards call
 

@@ -1,4 +1,6 @@
-"""Worker threads for blocking host calls. Jobs touch buffers and descriptors, never devices; what follows one may."""
+"""Worker threads for blocking host calls. Jobs touch buffers and descriptors, never devices; what follows one may.
+
+A job shorter than two changes of threads is done by the vCPU that asked for it, once it is out of the device."""
 
 from __future__ import annotations
 
@@ -7,11 +9,37 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from qemupy.main_loop.bql import Bql
 from qemupy.main_loop.clock import Clock
 from qemupy.main_loop.loop import MainLoop
 
 T = TypeVar("T")
 _Job = Callable[[], None]
+
+
+class CallersJobs:
+    """Short jobs for the vCPU that is in a device's handler to do when it has left it. Guarded by the BQL."""
+
+    def __init__(self, bql: Bql) -> None:
+        self._bql = bql
+        self.entered = False  # a vCPU is there, and will call `leave`
+        self._jobs: list[_Job] = []
+
+    def take(self, job: _Job) -> bool:
+        """False: there is nobody to do it. It is called without the BQL."""
+        if self.entered:
+            self._jobs.append(job)
+        return self.entered
+
+    def leave(self) -> None:
+        self.entered = False
+        while self._jobs:
+            job = self._jobs.pop(0)
+            self._bql.release()
+            try:
+                job()
+            finally:
+                self._bql.acquire()
 
 
 class Workers:
@@ -22,6 +50,7 @@ class Workers:
     def __init__(self, loop: MainLoop, limit: int = 32) -> None:
         self._loop = loop
         self._limit = limit
+        self.callers = CallersJobs(loop.bql)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self.in_flight = 0
@@ -40,9 +69,10 @@ class Workers:
 
         self._enqueue(run)
 
-    def request(self, job: Callable[[], int], done: Callable[[int], None]) -> None:
-        """A disk request: `job` answers 0 or an errno. `done(0)` is called on the worker, with the BQL, which spares a
-        change of thread; an error, which may stop the machine, is for the main loop."""
+    def request(self, job: Callable[[], int], done: Callable[[int], None], short: bool = False) -> None:
+        """A disk request: `job` answers 0 or an errno. `done(0)` is called on the thread that did it, with the BQL,
+        which spares a change of thread; an error, which may stop the machine, is for the main loop. `short`: it does
+        not take long, and should change threads even less."""
         self.in_flight += 1
 
         def finish(error: int) -> None:
@@ -55,7 +85,8 @@ class Workers:
             else:
                 self._loop.call_here(lambda: finish(0))
 
-        self._enqueue(run)
+        if not (short and self.callers.take(run)):
+            self._enqueue(run)
 
     def soon(self, call: Callable[[], None]) -> None:
         """`call` from where `done` is called too: for answers that need no job. With the BQL held."""
@@ -109,7 +140,8 @@ class TimedWorkers(Workers):
         self._enqueue(lambda: results.put(job()))
         self.soon(finish)
 
-    request = submit
+    def request(self, job: Callable[[], int], done: Callable[[int], None], short: bool = False) -> None:
+        self.submit(job, done)
 
     def soon(self, call: Callable[[], None]) -> None:
         number = self._asked = self._asked + 1

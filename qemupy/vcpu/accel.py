@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from qemupy.main_loop.bql import Bql, ThreadBql
 from qemupy.main_loop.clocks import CountingCore
+from qemupy.main_loop.workers import CallersJobs
 from qemupy.memory import CoreMemory, Doorbell, PyCoreMemory, Virtqueue
-from qemupy.records import record
+from qemupy.records import field, record
 
 
 class Exit(enum.IntEnum):
@@ -45,6 +46,7 @@ class Upcalls:
     ferr: Callable[[], None] = lambda: None  # FERR#, for IRQ 13
     timers: Callable[[], None] = lambda: None  # a clock that counts instructions has come to its deadline
     failed: Callable[[BaseException], None] = lambda error: None  # a handler raised
+    callers: CallersJobs = field(factory=lambda: CallersJobs(ThreadBql()))  # what handlers of writes leave to be done
 
 
 class Vcpu(Protocol):

@@ -45,7 +45,12 @@ def qpy_up_pio_read(vcpu: int, port: int, size: int) -> int:
 
 @ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
 def qpy_up_pio_write(vcpu: int, port: int, size: int, value: int) -> None:
-    _by_vcpu[vcpu].pio_write(port, size, value)
+    up = _by_vcpu[vcpu]
+    up.callers.entered = True
+    try:
+        up.pio_write(port, size, value)
+    finally:
+        up.callers.leave()
 
 
 @ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
@@ -55,7 +60,12 @@ def qpy_up_pio_read_string(vcpu: int, port: int, size: int, count: int, buf: Any
 
 @ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
 def qpy_up_pio_write_string(vcpu: int, port: int, size: int, count: int, buf: Any) -> None:
-    _by_vcpu[vcpu].pio_write_string(port, size, bytes(ffi.buffer(buf, size * count)))
+    up = _by_vcpu[vcpu]
+    up.callers.entered = True
+    try:
+        up.pio_write_string(port, size, bytes(ffi.buffer(buf, size * count)))
+    finally:
+        up.callers.leave()
 
 
 @ffi.def_extern(error=0xFFFFFFFFFFFFFFFF, onerror=_failed)  # type: ignore[untyped-decorator]
@@ -65,7 +75,12 @@ def qpy_up_mmio_read(vcpu: int, gpa: int, size: int) -> int:
 
 @ffi.def_extern(onerror=_failed)  # type: ignore[untyped-decorator]
 def qpy_up_mmio_write(vcpu: int, gpa: int, size: int, value: int) -> None:
-    _by_vcpu[vcpu].mmio_write(gpa, size, value)
+    up = _by_vcpu[vcpu]
+    up.callers.entered = True
+    try:
+        up.mmio_write(gpa, size, value)
+    finally:
+        up.callers.leave()
 
 
 @ffi.def_extern(error=-1, onerror=_failed)  # type: ignore[untyped-decorator]

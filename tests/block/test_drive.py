@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -271,3 +274,70 @@ def test_bad_node_options(host: Host, image: Path, options: str, message: str) -
         host.drive(f"file={image},{options}")
     assert not host.graph.nodes, "everything is closed again"
     FileNode(str(image)).close()
+
+
+def test_short_writes_are_done_by_the_vcpu_that_asked(host: Host, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it has left the device, and without the BQL; after one that took long they are the workers' again."""
+    drive = host.drive(f"file={image},format=raw")
+    node, callers, seen = drive.node, host.workers.callers, list[tuple[str, bool, bytes]]()
+    assert node is not None
+    write, pause = node.writev, 0.0
+
+    def writev(offset: int, buffers: Sequence[memoryview]) -> None:
+        held = threading.Thread(target=lambda: host.loop.bql.acquire() or host.loop.bql.release())
+        held.start()
+        held.join(5)
+        write(offset, buffers)
+        time.sleep(pause)
+        seen.append((threading.current_thread().name, not held.is_alive(), bytes(buffers[0])))
+
+    def enter_and_write(data: bytes) -> list[int]:
+        errors: list[int] = []
+        with host.loop.bql:
+            callers.entered = True
+            drive.write(512, data, errors.append)
+            assert not errors
+            callers.leave()
+        assert host.loop.run_until(lambda: bool(errors))
+        return errors
+
+    assert host.wait((drive.write, 0, b"x")) == [0]
+    monkeypatch.setattr(drive, "_last_write", 0)
+    monkeypatch.setattr(node, "writev", writev)
+    me = threading.current_thread().name
+    assert enter_and_write(b"first") == [0] and seen[-1] == (me, True, b"first")
+    monkeypatch.setattr(drive, "_last_write", 0)
+    pause = 0.001
+    assert enter_and_write(b"slow") == [0] and seen[-1] == (me, True, b"slow")
+    pause = 0
+    assert enter_and_write(b"next") == [0] and seen[-1][0] != me
+    monkeypatch.setattr(drive, "_last_write", 0)
+    assert host.wait((drive.write, 512, b"nobody")) == [0] and seen[-1][0] != me
+    assert image.read_bytes()[512:518] == b"nobody"
+
+
+def test_error_of_a_write_by_the_vcpu_comes_from_the_main_loop(
+    host: Host, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = host.drive(f"file={image},format=raw")
+    stopped: list[int] = []
+    drive.on_stop = lambda drive, error: stopped.append(error)
+
+    def full(offset: int, buffers: Sequence[memoryview]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(drive.node, "writev", full)
+    monkeypatch.setattr(drive, "_last_write", 0)
+    with host.loop.bql:
+        host.workers.callers.entered = True
+        drive.write(512, b"lost", lambda error: pytest.fail("the guest was told"))
+        host.workers.callers.leave()
+        assert not stopped
+    assert host.loop.run_until(lambda: bool(stopped)) and stopped == [errno.ENOSPC]
+
+
+def test_writes_past_the_page_cache_are_for_workers(host: Host, image: Path) -> None:
+    for cache, buffered in (("writeback", True), ("writethrough", True), ("none", False)):
+        node = host.drive(f"file={image},format=raw,cache={cache}").node
+        assert node is not None and node.buffered is buffered
+        host.close_drives()

@@ -59,6 +59,7 @@ class FileNode(Node):
             os.close(fd)
             raise
         self._fd, self._direct, self.readonly = fd, direct, readonly
+        self.buffered = direct is None
         self._lock = ImageLock(fd, self.filename, self._lock_always)
         self.length = -(-length // SECTOR) * SECTOR
 

@@ -47,6 +47,7 @@ class Node:
     length: int
     filename: str
     readonly: bool = False
+    buffered: bool = False  # what is written goes to the host's page cache, and waits for nobody as a rule
     node_name: str = ""
     flags: Flags
     references: int = 0  # parents: drives, other nodes, and the user for what -blockdev made

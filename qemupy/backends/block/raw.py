@@ -23,7 +23,7 @@ class RawNode(Node):
     def __init__(self, file: Node, offset: int = 0, size: int | None = None, *, readonly: bool = False,
                  guarded: bool = False) -> None:  # fmt: skip
         self.file, self._offset, self._size, self._guarded = file, offset, size, guarded
-        self.filename, self.readonly = file.filename, readonly or file.readonly
+        self.filename, self.readonly, self.buffered = file.filename, readonly or file.readonly, file.buffered
         self.uses = []
         self._file_use: Use | None = None
         if offset > file.length:

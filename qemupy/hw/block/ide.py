@@ -385,8 +385,8 @@ class IdeChannel(Device):
         for drive in self.drives:
             if drive is not None and not drive.status & ata.BSY:
                 drive.write_register(n, value)
-        if n == 6:
-            self.selected = value >> 4 & 1
+        if n == 6 and self.selected != value >> 4 & 1:
+            self.selected ^= 1
             self.update_irq()
 
     @on_read(7, bank="command")

@@ -34,6 +34,7 @@ class Qcow2Node(Node):
         self.file, self._file_use, self._discards, self._caches = file, file_use, discards, caches
         self.backing: Node | None = None
         self.filename, self.readonly = file.filename, not file_use.used & Permission.WRITE
+        self.buffered = file.buffered
         self.uses = []
         self.image = self._open_image()
 
