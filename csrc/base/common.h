@@ -30,4 +30,6 @@ typedef int64_t i64;
 #define PAGE_MASK (~(PAGE_SIZE - 1))
 #define PAGE_BITS 12
 
+#define CACHE_LINE 64u
+
 #endif

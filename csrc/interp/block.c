@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 
 #define ARENA_BYTES (256u << 20)
-#define ARENA_SLACK ((BLOCK_MAX_INSNS + 1) * sizeof(Insn) + sizeof(Block) + 2 * sizeof(CodePage))
+#define ARENA_SLACK ((BLOCK_MAX_INSNS + 1) * sizeof(Insn) + sizeof(Block) + CACHE_LINE + 2 * sizeof(CodePage))
 #define SMC_HOT     32 /* invalidations of a page within SMC_WINDOW instructions that make it hot */
 #define SMC_WINDOW  (1u << 20)
 #define HOT_LOOKUPS 4096
@@ -68,6 +68,11 @@ static void *arena_alloc(Interp *it, size_t n) {
     void *p = it->arena + it->used;
     it->used += (n + 15) & ~(size_t)15;
     return p;
+}
+
+static Block *arena_block(Interp *it) {
+    it->used = (it->used + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+    return arena_alloc(it, sizeof(Block));
 }
 
 void interp_flush_all(Cpu *c) {
@@ -332,7 +337,7 @@ static Block **twin_slot(Interp *it, u64 ram_off, u32 mode) {
 
 static Block *block_add(Cpu *c, const Block *tmp) {
     Interp *it = c->interp;
-    Block *b = arena_alloc(it, sizeof *b), **h = &it->tables->hash[block_hash(tmp->ram_off, tmp->rip, tmp->mode)];
+    Block *b = arena_block(it), **h = &it->tables->hash[block_hash(tmp->ram_off, tmp->rip, tmp->mode)];
     *b = *tmp;
     b->hash_next = *h;
     *h = b;
@@ -381,7 +386,7 @@ static Block *block_build(Cpu *c, u64 lin, const u8 *host, u64 ram_off) {
         if (!n) return NULL;
         tmp = (Block){.rip = s.rip,
                       .insn = insn,
-                      .n = (u16)n,
+                      .n = (u8)n,
                       .size = (u16)size,
                       .ram_off = ram_off,
                       .ram_off2 = s.ram_off2,

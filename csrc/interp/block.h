@@ -33,25 +33,28 @@
 #define TWINS           (1u << TWINS_BITS)
 #define REMOTE_MAX      64
 
+/* What is asked of every block that is entered lies in its first cache line. */
 typedef struct Block {
     u64 rip;
     u64 tag; /* block_tag() under which rip last mapped here; 0: verify at every entry */
     const Insn *insn;
-    u16 n;        /* instructions */
-    u16 size;     /* bytes looked at */
-    bool system;  /* may have halted the CPU */
-    bool checked; /* in a hot page: compare bytes before running */
-    bool dropped;
+    struct JitCode *code;  /* its translation (jit/) */
     struct Block *succ[2]; /* where execution went last */
-    u64 cs_base;
-    u64 ram_off, ram_off2; /* first byte; second page if the only instruction crosses into it, else ~0 */
     u32 mode;
-    u8 bytes[16];         /* checked: what was decoded */
-    u32 hits;             /* times interpreted while it had no translation */
-    bool plain, region;   /* translate without groups, as a region (jit/) */
-    struct JitCode *code; /* its translation (jit/) */
+    u32 hits;           /* times interpreted while it had no translation */
+    u16 size;           /* bytes looked at */
+    u8 n;               /* instructions */
+    bool system;        /* may have halted the CPU */
+    bool plain, region; /* translate without groups, as a region (jit/) */
+    bool checked;       /* in a hot page: compare bytes before running */
+    bool dropped;
+    u64 ram_off, ram_off2; /* first byte; second page if the only instruction crosses into it, else ~0 */
     struct Block *hash_next, *page_next[2];
+    u64 cs_base;
+    u8 bytes[16]; /* checked: what was decoded */
 } Block;
+_Static_assert(offsetof(Block, ram_off) == CACHE_LINE && sizeof(Block) == 2 * CACHE_LINE, "two cache lines");
+_Static_assert(BLOCK_MAX_INSNS <= UINT8_MAX, "Block.n holds them");
 
 /* What is known of one page of RAM that holds decoded code. */
 typedef struct CodePage {
