@@ -48,7 +48,7 @@ class DrivePolicy:
 
 
 class Request:
-    """One request of the guest: `run` does it on a worker, as often as it takes; `done` is called once."""
+    """One request of the guest: `run` does it, without the BQL, as often as it takes; `done` is called once."""
 
     __slots__ = ("done", "kind", "length", "merged", "run", "started", "took")
 
